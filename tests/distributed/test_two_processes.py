@@ -1,0 +1,70 @@
+"""Two gloo processes equal one process on the joined batch."""
+
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from vistok import distributed
+from vistok.quantizer import VectorQuantizer
+
+ROWS, DIM, CODES = 60, 3, 24
+
+
+def batches():
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(ROWS, DIM, generator=generator) * scale for scale in (1.0, 0.3, 2.0)]
+
+
+def trained(init, parts, rank=0, **arguments):
+    """A codebook after three updates, seeing its rank's part of every batch."""
+    quantizer = VectorQuantizer(CODES, DIM, decay=0.8, init=init, revive_below=0.5, **arguments).train()
+    for batch in batches():
+        # Unequal parts: ranks need not hold the same number of features.
+        part = batch.split(parts)[rank]
+        quantizer(part.T.unsqueeze(0))
+        quantizer.update()
+    return quantizer.state_dict()
+
+
+INITS = ("normal", "batch", "kmeans")
+
+
+def _worker(rank, port, folder):
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    for init in INITS:
+        torch.save(trained(init, (25, 35), rank), os.path.join(folder, f"{init}_{rank}.pt"))
+    rows = torch.arange(10.0).reshape(5, 2) + 10 * rank
+    taken = distributed.take_rows(rows[: 5 - rank], torch.tensor([0, 4, 5, 8]))
+    torch.save(taken, os.path.join(folder, f"taken_{rank}.pt"))
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What the two processes saved; started once for all tests, since a process takes seconds to import torch."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    mp.spawn(_worker, (port, str(folder)), nprocs=2)
+    return {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")}
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_codebooks_of_two_processes_equal_that_of_one_on_the_joined_batch(init, results):
+    joined = trained(init, ROWS)
+    for name, tensor in joined.items():
+        assert torch.equal(results[f"{init}_0"][name], results[f"{init}_1"][name]), name
+        torch.testing.assert_close(results[f"{init}_0"][name], tensor, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_are_numbered_rank_by_rank(results):
+    expected = torch.tensor([[0.0, 1.0], [8.0, 9.0], [10.0, 11.0], [16.0, 17.0]])
+    for rank in range(2):
+        assert torch.equal(results[f"taken_{rank}"], expected)

@@ -1,0 +1,229 @@
+"""Bundles: what is written is what is loaded, and nothing else is."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import vistok
+from vistok.decoder import CNNDecoder
+from vistok.encoder import CNNEncoder
+from vistok.quantizer import FSQ, VectorQuantizer
+
+
+def make(quantizer=None):
+    return vistok.Tokenizer(
+        CNNEncoder(base_channels=32, num_blocks=1),
+        quantizer or FSQ((8, 5, 5)),
+        CNNDecoder(base_channels=32, num_blocks=1),
+        preprocessing={"size": [32, 32], "range": [-1, 1]},
+    ).eval()
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return vistok.save(make(), tmp_path / "bundle")
+
+
+def edit_config(bundle, **changes):
+    config = json.loads((bundle / "config.json").read_text())
+    config.update(changes)
+    (bundle / "config.json").write_text(json.dumps(config))
+
+
+def edit_tensors(bundle, edit):
+    tensors = load_file(bundle / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, bundle / "model.safetensors")
+
+
+@pytest.mark.parametrize("quantizer", [FSQ((8, 5, 5)), VectorQuantizer(32, 4, init="batch")], ids=["fsq", "vq"])
+def test_a_loaded_bundle_gives_the_same_indices_and_images_bit_for_bit(tmp_path, quantizer):
+    tokenizer = make(quantizer)
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    tokenizer.train()(images)
+    tokenizer.quantizer.update()
+    tokenizer.eval()
+    loaded = vistok.load(vistok.save(tokenizer, tmp_path / "bundle"))
+    expected, got = tokenizer.encode(images), loaded.encode(images)
+    assert torch.equal(got.indices, expected.indices)
+    assert torch.equal(loaded.decode_indices(got.indices), tokenizer.decode(expected.codes))
+    assert loaded.preprocessing == tokenizer.preprocessing
+    assert not loaded.training
+
+
+def test_a_bundle_loads_in_another_process_and_folder_without_lightning_and_hydra(bundle, tmp_path):
+    code = (
+        "import sys, vistok\n"
+        f"tok = vistok.load({str(bundle)!r})\n"
+        "assert tok.vocab_size == 200\n"
+        "heavy = {'lightning', 'hydra', 'omegaconf', 'timm', 'torchmetrics', 'wandb'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    environment = {**os.environ, "PYTHONPATH": os.path.abspath("tokenizers")}
+    result = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_run_folder_is_loaded_by_its_bundle(bundle):
+    assert vistok.load(bundle.parent).vocab_size == 200
+
+
+def test_saving_over_a_folder_is_refused_unless_asked_for(bundle):
+    before = (bundle / "model.safetensors").read_bytes()
+    with pytest.raises(FileExistsError, match="exists and is not empty"):
+        vistok.save(make(), bundle)
+    assert (bundle / "model.safetensors").read_bytes() == before
+    vistok.save(make(FSQ((5, 5))), bundle, overwrite=True)
+    assert vistok.load(bundle).vocab_size == 25
+
+
+def test_a_failure_while_saving_leaves_the_previous_bundle_and_nothing_else(bundle, monkeypatch):
+    import vistok.hub.bundle as module
+
+    def full_disk(*arguments, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "save_file", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        vistok.save(make(FSQ((5, 5))), bundle, overwrite=True)
+    assert vistok.load(bundle).vocab_size == 200
+    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_missing_file_is_named(bundle, name):
+    (bundle / name).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"has no {name}; it has \["):
+        vistok.load(bundle)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("share", [0, 0.3, 0.99])
+def test_a_truncated_file_is_an_error_that_names_it(bundle, name, share):
+    content = (bundle / name).read_bytes()
+    (bundle / name).write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(ValueError, match=rf"{name}.*may be truncated"):
+        vistok.load(bundle)
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["os.system", "subprocess.Popen", "vistok.hub.files.os.system", "vistok.config.importlib.import_module", "vistok.load", 7],
+)
+def test_a_foreign_target_is_refused_and_nothing_is_executed(bundle, tmp_path, target):
+    trap = {"_target_": target, "command": f"touch {tmp_path / 'trap'}"}
+    edit_config(bundle, quantizer=trap)
+    with pytest.raises(ValueError, match="nothing was executed"):
+        vistok.load(bundle)
+    assert not (tmp_path / "trap").exists()
+
+
+def test_a_foreign_target_is_refused_wherever_it_hides(bundle):
+    edit_config(bundle, preprocessing={"size": [32, 32], "list": [{"_target_": "os.system"}]})
+    with pytest.raises(ValueError, match=r"config.preprocessing.list\[0\]._target_ is 'os.system'"):
+        vistok.load(bundle)
+
+
+def test_a_pickle_in_place_of_the_weights_is_never_unpickled(bundle, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "trap"),))
+
+    torch.save({"state": Bomb()}, bundle / "model.safetensors")
+    with pytest.raises(ValueError, match="not a readable safetensors file"):
+        vistok.load(bundle)
+    assert not (tmp_path / "trap").exists()
+
+
+def test_an_argument_that_does_not_exist_lists_those_that_do(bundle):
+    edit_config(bundle, quantizer={"_target_": "vistok.quantizer.FSQ", "levels": [8, 5, 5], "level": 3})
+    with pytest.raises(ValueError, match="FSQ has no argument level; it takes levels, eps"):
+        vistok.load(bundle)
+
+
+def test_a_config_that_is_not_of_a_bundle_is_an_error(bundle):
+    (bundle / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ValueError, match="is not the config of a vistok bundle"):
+        vistok.load(bundle)
+
+
+def test_a_bundle_of_another_format_is_an_error(bundle):
+    edit_config(bundle, format=99)
+    with pytest.raises(ValueError, match="has format 99, this version of vistok reads format 1"):
+        vistok.load(bundle)
+
+
+def test_tensors_of_the_wrong_shape_are_an_error(bundle):
+    edit_tensors(bundle, lambda tensors: tensors.update({"to_codes.weight": torch.zeros(3, 31)}))
+    with pytest.raises(ValueError, match=r"to_codes.weight is torch.float32 \(3, 31\), the config asks for .* \(3, 32\)"):
+        vistok.load(bundle)
+
+
+def test_tensors_of_the_wrong_dtype_are_an_error(bundle):
+    edit_tensors(bundle, lambda tensors: tensors.update({"to_codes.bias": torch.zeros(3, dtype=torch.int64)}))
+    with pytest.raises(ValueError, match="to_codes.bias is torch.int64"):
+        vistok.load(bundle)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_tensors_that_are_not_finite_are_an_error(bundle, value):
+    edit_tensors(bundle, lambda tensors: tensors["to_codes.bias"].fill_(value))
+    with pytest.raises(ValueError, match="to_codes.bias holds NaN or infinite values"):
+        vistok.load(bundle)
+
+
+def test_missing_and_unexpected_tensors_are_named(bundle):
+    edit_tensors(bundle, lambda tensors: tensors.update(stranger=tensors.pop("to_codes.bias")))
+    with pytest.raises(ValueError, match=r"missing \['to_codes.bias'\], unexpected \['stranger'\]"):
+        vistok.load(bundle)
+
+
+def test_a_place_without_a_bundle_says_what_can_be_loaded(tmp_path):
+    with pytest.raises(FileNotFoundError, match="pass a bundle, a run folder, or a hub id such as owner/name"):
+        vistok.load(tmp_path / "nothing")
+    (tmp_path / "file.ckpt").write_text("")
+    with pytest.raises(ValueError, match="is a file: pass the folder of a bundle"):
+        vistok.load(tmp_path / "file.ckpt")
+
+
+def test_a_hub_id_that_cannot_be_fetched_names_the_repository():
+    with pytest.raises(FileNotFoundError, match="the hub repository 'nobody/nothing-here' could not be fetched"):
+        vistok.load("nobody/nothing-here")
+
+
+def test_a_hub_repository_is_loaded_from_the_local_cache(bundle, monkeypatch):
+    import huggingface_hub
+
+    asked = {}
+
+    def snapshot_download(name, revision, allow_patterns):
+        asked.update(name=name, revision=revision)
+        return str(bundle)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert vistok.load("owner/name", revision="v1").vocab_size == 200
+    assert asked == {"name": "owner/name", "revision": "v1"}
+
+
+def test_the_model_card_quotes_numbers_with_their_protocol(tmp_path):
+    measured = {"metrics": {"psnr": 27.123456}, "protocol": {"reference": "held-out"}, "command": "python eval.py"}
+    card = (vistok.save(make(), tmp_path / "b", measured=measured) / "README.md").read_text()
+    assert "psnr: 27.12" in card
+    assert "reference: held-out" in card
+    assert "`python eval.py`" in card
+
+
+def test_a_part_that_cannot_be_described_is_refused_before_anything_is_written(tmp_path):
+    tokenizer = make()
+    tokenizer.preprocessing = {}
+    tokenizer._arguments["preprocessing"] = {"size": torch.zeros(2)}
+    with pytest.raises(TypeError, match="Tensor cannot be written into a config"):
+        vistok.save(tokenizer, tmp_path / "b")
+    assert not (tmp_path / "b").exists()

@@ -1,0 +1,83 @@
+"""Configs and code mirror each other: every class has a yaml, every yaml builds and lists every argument."""
+
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+
+import vistok
+from vistok.config import Configurable
+
+CONFIGS = Path("configs").resolve()
+MIRRORED = ["encoder", "quantizer", "decoder"]
+# These are set by the composition or by training, not by a user.
+ELSEWHERE = {"Tokenizer": {"preprocessing"}}
+
+
+def yamls(*groups):
+    return [path for group in groups for path in sorted((CONFIGS / group).glob("*.yaml"))]
+
+
+def composed(name="train", *overrides):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose(name, overrides=list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    OmegaConf.set_struct(config, False)
+    config.hydra.runtime.output_dir = "runs/test"
+    return config
+
+
+def name_of(path):
+    return f"{path.parent.name}/{path.stem}"
+
+
+@pytest.mark.parametrize("path", yamls(*MIRRORED), ids=name_of)
+def test_every_part_builds(path):
+    config = composed("train", f"{path.parent.name}={path.stem}")
+    part = vistok.build(OmegaConf.to_container(config[path.parent.name], resolve=True))
+    assert isinstance(part, Configurable)
+
+
+@pytest.mark.parametrize("path", yamls(*MIRRORED, "loss", "data", "tokenizer"), ids=name_of)
+def test_every_yaml_lists_every_argument(path):
+    config = OmegaConf.load(path)
+    cls = get_class(config._target_)
+    arguments = set(inspect.signature(cls).parameters) - ELSEWHERE.get(cls.__name__, set())
+    assert {str(key) for key in config if not str(key).startswith("_")} == arguments
+
+
+@pytest.mark.parametrize("group", MIRRORED)
+def test_every_public_class_has_a_yaml(group):
+    module = importlib.import_module(f"vistok.{group}")
+    public = {name for name in module.__all__ if not inspect.isabstract(getattr(module, name))} - {"Quantized"}
+    targets = {OmegaConf.load(path)._target_.rsplit(".", 1)[-1] for path in yamls(group)}
+    assert targets == public
+
+
+@pytest.mark.parametrize("path", yamls("logger", "trainer", "callbacks", "scheduler", "optimizer", "loss"), ids=name_of)
+def test_every_member_of_every_group_composes(path):
+    config = composed("train", f"{path.parent.name}={path.stem}")
+    targets = [node["_target_"] for node in nodes(OmegaConf.to_container(config[path.parent.name], resolve=True))]
+    for target in targets:
+        module, _, name = target.rpartition(".")
+        assert callable(getattr(importlib.import_module(module), name))
+    assert targets or path.stem == "none"
+
+
+def nodes(value):
+    if isinstance(value, dict):
+        if "_target_" in value:
+            yield value
+        for item in value.values():
+            yield from nodes(item)
+
+
+def test_every_group_folder_is_used():
+    config = composed()
+    groups = {path.name for path in CONFIGS.iterdir() if path.is_dir() and any(path.glob("*.yaml"))}
+    assert groups - {"experiment"} <= set(config) | {"experiment"}

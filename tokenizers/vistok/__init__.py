@@ -1,0 +1,15 @@
+"""vistok: train, evaluate and serve visual tokenizers."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from vistok.config import build
+from vistok.hub import load, save
+from vistok.quantizer import Quantized, Quantizer
+from vistok.tokenizer import Reconstruction, Tokenizer
+
+try:
+    __version__ = version("vistok")
+except PackageNotFoundError:  # a source tree that was put on the path without being installed
+    __version__ = "0.0.0"
+
+__all__ = ["Quantized", "Quantizer", "Reconstruction", "Tokenizer", "__version__", "build", "load", "save"]

@@ -1,0 +1,31 @@
+"""The console script ``vistok``: one module per subcommand, with the same Hydra overrides as the root scripts."""
+
+import importlib
+import sys
+
+SUBCOMMANDS = {
+    "train": "train a tokenizer",
+    "eval": "evaluate a bundle and write a report",
+}
+
+
+def main() -> None:
+    """Dispatch ``vistok SUBCOMMAND [overrides]``."""
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] in SUBCOMMANDS:
+        sys.argv = [f"{sys.argv[0]} {arguments[0]}", *arguments[1:]]
+        importlib.import_module(f"vistok.cli.{arguments[0]}").main()
+        return
+    if arguments == ["--version"]:
+        from vistok import __version__
+
+        sys.stdout.write(f"vistok {__version__}\n")
+        return
+    lines = ["usage: vistok SUBCOMMAND [Hydra overrides]", ""]
+    lines += [f"  {name:<8}{what}" for name, what in SUBCOMMANDS.items()]
+    lines += ["", "vistok SUBCOMMAND --help explains groups and settings; vistok --version"]
+    asked_for_help = not arguments or arguments[0] in ("-h", "--help")
+    if not asked_for_help:
+        lines.insert(0, f"vistok has no subcommand {arguments[0]!r}")
+    (sys.stdout if asked_for_help else sys.stderr).write("\n".join(lines) + "\n")
+    sys.exit(0 if asked_for_help else 2)

@@ -1,0 +1,22 @@
+"""``vistok eval`` and ``eval.py``: measure a bundle and write a report."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from vistok.cli.hydra_app import command_line, run
+
+
+def main() -> None:
+    """Run the command line."""
+    run("eval", task)
+
+
+def task(config: DictConfig) -> dict[str, Any]:
+    """Evaluate one composed config; Hydra's folder of the job receives the report."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from vistok.evaluation.run import evaluate_bundle
+
+    return evaluate_bundle(config, Path(HydraConfig.get().runtime.output_dir), command_line())

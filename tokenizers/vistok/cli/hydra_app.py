@@ -1,0 +1,129 @@
+"""Running a Hydra application so that a user's mistake is answered by one helpful message instead of a traceback."""
+
+import difflib
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+
+def configs_folder() -> Path:
+    """Folder of the yaml files: inside the installed package, or at the root of a source tree."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "configs", package.parent.parent / "configs"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise FileNotFoundError(
+        f"vistok is installed without its configs: looked in {package / 'configs'} and beside {package.parent}"
+    )
+
+
+def run(config_name: str, task: Callable[[DictConfig], Any]) -> None:
+    """Compose ``configs/<config_name>.yaml`` with the overrides of the command line and call `task` with it.
+
+    Mistakes of the user (an unknown key, a missing file, an impossible value) end the program with exit code 2 and a
+    message;
+    ``VISTOK_TRACEBACK=1`` shows the traceback as well.
+    """
+    # Hydra prints errors itself and hides their type unless it is told to let them through.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        hydra.main(version_base="1.3", config_path=str(configs_folder()), config_name=config_name)(task)()
+    except (
+        HydraException,
+        OmegaConfBaseException,
+        ValueError,
+        FileNotFoundError,
+        FileExistsError,
+        NotADirectoryError,
+    ) as error:
+        if os.environ.get("VISTOK_TRACEBACK"):
+            raise
+        sys.stderr.write(f"error: {explain(error, config_name)}\n(VISTOK_TRACEBACK=1 shows where it was raised)\n")
+        sys.exit(2)
+
+
+def command_line() -> str:
+    """The command as a shell would take it, relative to the working directory where possible."""
+    script, *overrides = sys.argv
+    program = (
+        " ".join(["vistok", *script.split()[1:]])
+        if Path(script.split()[0]).name == "vistok"
+        else f"python {Path(script).name}"
+    )
+    return " ".join([program, *map(shlex.quote, overrides)])
+
+
+def explain(error: Exception, config_name: str) -> str:
+    """Message for a user: what was got, and what is allowed."""
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        where = re.search(r"full_key: (\S+)", str(error))
+        return f"{where[1] + ': ' if where else ''}{error.__cause__}"
+    if isinstance(error, MissingMandatoryValue):
+        key = getattr(error, "full_key", None) or str(error).rsplit(" ", 1)[-1]
+        return f"{key} has no default: set it, for example {key}=..."
+    if isinstance(error, OverrideParseException):
+        return (
+            f"cannot read the override {error.override!r}; write key=value, and quote values with spaces, braces or "
+            "commas: 'key=\"...\"'"
+        )
+    if isinstance(error, ConfigCompositionException):
+        return _explain_override(error, config_name)
+    if isinstance(error, OmegaConfBaseException):
+        return str(error).replace("\n", "; ").strip("; ")
+    return str(error)
+
+
+def _explain_override(error: ConfigCompositionException, config_name: str) -> str:
+    text = str(error)
+    match = re.search(r"Could not (?:override|append|delete) '?([^'\s]+?)'?(?:\.|$|\s)", text + " ")
+    if match is None:
+        return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+    key = match[1].split("@")[0]
+    groups = sorted(path.name for path in configs_folder().iterdir() if path.is_dir())
+    if "/" in key or ("." not in key and "No match in the defaults list" in text):
+        return f"no group {key!r}; groups are {', '.join(groups)}{_similar(key, groups)}"
+    *parents, name = key.split(".")
+    node = _composed_without(key, config_name)
+    for depth, parent in enumerate(parents):
+        if not isinstance(node, DictConfig) or parent not in node:
+            keys = sorted(map(str, node)) if isinstance(node, DictConfig) else []
+            where = ".".join(parents[:depth]) or "the top level"
+            return f"no setting {key!r}: {where} has {', '.join(keys) or 'no settings'}{_similar(parent, keys)}"
+        node = node._get_node(parent)
+    keys = sorted(str(item) for item in node if not str(item).startswith("_")) if isinstance(node, DictConfig) else []
+    where = ".".join(parents) or "the top level"
+    return f"no setting {key!r}: {where} has {', '.join(keys) or 'no settings'}{_similar(name, keys)}"
+
+
+def _similar(name: str, allowed: list[str]) -> str:
+    close = difflib.get_close_matches(name, allowed, n=1)
+    return f". Did you mean {close[0]}?" if close else ""
+
+
+def _composed_without(key: str, config_name: str) -> DictConfig:
+    """The config composed from those overrides of the command line that choose groups, to see which keys exist."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    groups = {path.name for path in configs_folder().iterdir() if path.is_dir()}
+    chosen = []
+    for argument in sys.argv[1:]:
+        if "=" not in argument or argument.startswith("-"):
+            continue
+        override = OverridesParser.create().parse_override(argument)
+        if override.key_or_group in groups and override.key_or_group != key and not override.is_sweep_override():
+            chosen.append(argument)
+    with hydra.initialize_config_dir(str(configs_folder()), version_base="1.3"):
+        config = hydra.compose(config_name, overrides=chosen)
+    OmegaConf.set_struct(config, False)
+    return config

@@ -1,0 +1,69 @@
+"""Every collective the package uses.
+
+All functions work without a process group too. They look the group up when called, because Lightning creates it after
+the modules are built.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def is_distributed() -> bool:
+    """Whether there is a process group with more than one rank."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    """Rank of this process, 0 without a process group."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def world_size() -> int:
+    """Number of processes, 1 without a process group."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+@torch.no_grad()
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum over ranks, in place; without gradient."""
+    if is_distributed():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+@torch.no_grad()
+def broadcast(tensor: Tensor, source: int = 0) -> Tensor:
+    """Value of rank `source` on every rank, in place."""
+    if is_distributed():
+        dist.broadcast(tensor, source)
+    return tensor
+
+
+@torch.no_grad()
+def row_counts(rows: int, device: torch.device) -> list[int]:
+    """Number of rows each rank holds, in rank order."""
+    counts = torch.zeros(world_size(), dtype=torch.int64, device=device)
+    counts[rank()] = rows
+    return all_reduce_sum(counts).tolist()
+
+
+@torch.no_grad()
+def take_rows(rows: Tensor, positions: Tensor) -> Tensor:
+    """Rows of the batch that all ranks hold together, numbered rank by rank; the same result on every rank.
+
+    Args:
+        rows: ``(n d)``, this rank's part; n may differ by rank.
+        positions: int64 ``(m,)`` into the joined batch, the same on every rank.
+
+    Returns:
+        ``(m d)``. Only these rows are communicated.
+    """
+    if not is_distributed():
+        return rows[positions]
+    before = sum(row_counts(len(rows), rows.device)[: rank()])
+    local = positions - before
+    mine = (local >= 0) & (local < len(rows))
+    taken = rows.new_zeros(len(positions), rows.shape[1])
+    taken[mine] = rows[local[mine]]
+    return all_reduce_sum(taken)

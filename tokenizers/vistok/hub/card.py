@@ -1,0 +1,81 @@
+"""The model card of a bundle: what it is, how to use it, and numbers with the protocol they were measured by."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from vistok.tokenizer import Tokenizer
+
+TEMPLATE = """\
+---
+library_name: vistok
+tags: [visual-tokenizer, image-tokenizer]
+---
+# {name}
+
+A visual tokenizer: {encoder} encoder, {quantizer} quantizer, {decoder} decoder. One position covers {factor} x
+    {factor} pixels and is
+described by {num_codebooks} of {codebook_sizes} codes ({bits:.4g} bits).
+
+```python
+import vistok
+
+tok = vistok.load("path/to/this/folder")  # or its hub id
+quantized = tok.encode(images)  # images (b {channels} H W) in [-1, 1], H and W multiples of {factor}
+ids = tok.flatten(quantized.indices)  # (b, length), the sequence an autoregressive model learns
+images = tok.decode_indices(quantized.indices)
+```
+
+## Preprocessing
+
+{preprocessing}
+
+## Measured
+
+{measured}
+"""
+
+
+def model_card(tokenizer: Tokenizer, name: str, measured: Mapping[str, Any]) -> str:
+    """Markdown of the card.
+
+    Args:
+        tokenizer: What the card describes.
+        name: Title.
+        measured: ``metrics``, ``protocol`` and ``command`` of an evaluation; may be empty.
+    """
+    quantizer = tokenizer.quantizer
+    return TEMPLATE.format(
+        name=name,
+        encoder=type(tokenizer.encoder).__name__,
+        quantizer=type(quantizer).__name__,
+        decoder=type(tokenizer.decoder).__name__,
+        factor=tokenizer.factor,
+        channels=tokenizer.channels,
+        num_codebooks="one index" if quantizer.num_codebooks == 1 else f"{quantizer.num_codebooks} indices",
+        codebook_sizes=" x ".join(map(str, quantizer.codebook_sizes)) or "no (continuous)",
+        bits=quantizer.bits,
+        preprocessing=_listing(tokenizer.preprocessing) or "Not recorded.",
+        measured=_measured(measured),
+    )
+
+
+def _measured(measured: Mapping[str, Any]) -> str:
+    if not measured.get("metrics"):
+        return "Not measured."
+    parts = [
+        _listing(
+            {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in measured["metrics"].items()}
+        )
+    ]
+    if measured.get("protocol"):
+        parts.append("Protocol:\n\n" + _listing(measured["protocol"]))
+    if measured.get("command"):
+        parts.append(f"Command: `{measured['command']}`")
+    return "\n\n".join(parts)
+
+
+def _listing(values: Mapping[str, Any]) -> str:
+    return "\n".join(
+        f"- {key}: {value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()
+    )

@@ -1,0 +1,208 @@
+"""The tokenizer: encoder, quantizer and decoder, and the two projections between them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from vistok.config import Configurable
+from vistok.decoder.base import Decoder
+from vistok.encoder.base import Encoder
+from vistok.quantizer.base import Quantized, Quantizer
+
+
+class Projection(nn.Linear):
+    """1x1 convolution for grids of any rank: ``(b e *grid) -> (b d *grid)``."""
+
+    def forward(self, features: Float[Tensor, "b e *grid"]) -> Float[Tensor, "b d *grid"]:
+        """Apply the linear map to the channels of every position."""
+        return super().forward(features.movedim(1, -1)).movedim(-1, 1)
+
+
+class Reconstruction(NamedTuple):
+    """What `Tokenizer.forward` returns: the decoded images and what the quantizer made of them."""
+
+    images: Float[Tensor, "b c *size"]
+    quantized: Quantized
+
+
+class Tokenizer(Configurable, nn.Module):
+    """Images to integers and back.
+
+    Args:
+        encoder: ``encoder(images) -> features (b encoder.dim *grid)``.
+        quantizer: ``quantizer(codes-to-be (b quantizer.dim *grid)) -> Quantized``.
+        decoder: ``decoder(features, codes=, size=) -> images``.
+        projection: ``linear`` puts a 1x1 projection on both sides of the quantizer, so any parts fit together.
+            ``none`` is for parts whose `dim` agree already.
+        preprocessing: How images were prepared in training, as plain values: ``size`` ``[H, W]`` in pixels, ``resize``,
+            ``crop``, ``range``. Written into the bundle; ``size`` is the default wherever a size cannot be inferred.
+
+    Raises:
+        ValueError: If the parts do not fit together.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        quantizer: Quantizer,
+        decoder: Decoder,
+        projection: str = "linear",
+        preprocessing: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if encoder.channels != decoder.channels or encoder.factor != decoder.factor:
+            raise ValueError(
+                f"encoder ({encoder.channels} channels, factor {encoder.factor}) and decoder ({decoder.channels} "
+                f"channels, factor {decoder.factor}) must agree: give both the same channels, patch_size and number "
+                "of channel_multipliers"
+            )
+        if projection not in ("linear", "none"):
+            raise ValueError(f"projection must be linear or none, got {projection!r}")
+        if projection == "none" and not encoder.dim == quantizer.dim == decoder.dim:
+            raise ValueError(
+                f"projection=none needs equal dims, got encoder {encoder.dim}, quantizer {quantizer.dim}, "
+                f"decoder {decoder.dim}: use projection=linear"
+            )
+        linear = projection == "linear"
+        self.encoder = encoder
+        self.to_codes = Projection(encoder.dim, quantizer.dim) if linear else nn.Identity()
+        self.quantizer = quantizer
+        self.from_codes = Projection(quantizer.dim, decoder.dim) if linear else nn.Identity()
+        self.decoder = decoder
+        self.preprocessing = dict(preprocessing or {})
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image."""
+        return self.encoder.channels
+
+    @property
+    def factor(self) -> int:
+        """Pixels per token along each spatial axis; images must be multiples of it."""
+        return self.encoder.factor
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of different raw ids: the size of the largest codebook."""
+        self._refuse_continuous("vocab_size")
+        return self.quantizer.codebook_size
+
+    @property
+    def default_size(self) -> tuple[int, ...] | None:
+        """Training size in pixels, used wherever a size is not given."""
+        size = self.preprocessing.get("size")
+        return tuple(size) if size else None
+
+    def forward(self, images: Float[Tensor, "b c *size"], labels: Int[Tensor, " b"] | None = None) -> Reconstruction:
+        """Encode, quantize and decode images ``(b c H W)`` in [-1, 1]; the reconstruction is not clamped."""
+        quantized = self.encode(images, labels)
+        return Reconstruction(self.decode(quantized.codes, images.shape[2:]), quantized)
+
+    def encode(self, images: Float[Tensor, "b c *size"], labels: Int[Tensor, " b"] | None = None) -> Quantized:
+        """Quantize images.
+
+        Args:
+            images: ``(b c H W)`` in [-1, 1]; H and W are multiples of `factor`.
+            labels: Only for class-specific quantizers.
+
+        Raises:
+            ValueError: If the images have another layout, number of channels, dtype or size.
+        """
+        if not images.is_floating_point():
+            raise ValueError(
+                f"images must be floats in [-1, 1], got {images.dtype}: for 8-bit images use images / 127.5 - 1"
+            )
+        if images.ndim < 4 or images.shape[1] != self.channels:
+            raise ValueError(f"images must be (b, {self.channels}, H, W), got {tuple(images.shape)}")
+        self.grid(images.shape[2:])
+        return self.quantizer(self.to_codes(self.encoder(images)), labels)
+
+    def decode(
+        self, codes: Float[Tensor, "b d *grid"], size: Sequence[int] | None = None
+    ) -> Float[Tensor, "b c *size"]:
+        """Images ``(b c H W)`` of codes, not clamped; `size` defaults to grid times factor."""
+        return self.decoder(self.from_codes(codes), codes=codes, size=tuple(size) if size is not None else None)
+
+    def decode_indices(
+        self, indices: Int[Tensor, "..."], size: Sequence[int] | None = None
+    ) -> Float[Tensor, "b c *size"]:
+        """Images of indices, as `encode` returns them.
+
+        Args:
+            indices: ``(b *grid)``, or ``(b *grid depth)`` with several codebooks.
+            size: Image size in pixels, where it does not follow from the shape of the indices.
+
+        Raises:
+            ValueError: If an index is outside its codebook.
+        """
+        self._refuse_continuous("decode_indices")
+        grid = self.grid(size) if size is not None else None
+        return self.decode(self.quantizer.indices_to_codes(indices, grid), size)
+
+    def indices_to_codes(
+        self, indices: Int[Tensor, "..."], size: Sequence[int] | None = None
+    ) -> Float[Tensor, "b d *grid"]:
+        """Codes of indices; equal to the codes `encode` returns in evaluation."""
+        return self.quantizer.indices_to_codes(indices, self.grid(size) if size is not None else None)
+
+    def grid(self, size: Sequence[int] | None = None) -> tuple[int, ...]:
+        """Shape of the feature grid of an image of `size` pixels; ValueError if the size is not allowed."""
+        return self.encoder.grid(self._size(size))
+
+    def sequence_length(self, size: Sequence[int] | None = None) -> int:
+        """Number of integers that describe an image of `size` pixels."""
+        return math.prod(self.quantizer.indices_shape(self.grid(size)))
+
+    def bits_per_pixel(self, size: Sequence[int] | None = None) -> float:
+        """Bits of the codes of one image over its number of pixels, without entropy coding."""
+        size = self._size(size)
+        return self.quantizer.bits * math.prod(self.grid(size)) / math.prod(size)
+
+    def flatten(self, indices: Int[Tensor, "b ..."], offsets: bool = False) -> Int[Tensor, "b length"]:
+        """The sequence an autoregressive model learns: raster order, depth fastest.
+
+        Args:
+            indices: As `encode` returns them.
+            offsets: Add the cumulative codebook sizes, so that all codebooks share one joint vocabulary of
+                ``sum(codebook_sizes)`` ids. Otherwise ids are raw, per codebook.
+        """
+        self._refuse_continuous("flatten")
+        if offsets and self.quantizer.num_codebooks > 1:
+            indices = indices + self._offsets(indices)[: indices.shape[-1]]
+        return indices.flatten(1)
+
+    def unflatten(
+        self, ids: Int[Tensor, "b length"], size: Sequence[int] | None = None, offsets: bool = False
+    ) -> Int[Tensor, "b ..."]:
+        """Inverse of `flatten` for images of `size` pixels (default: the training size).
+
+        Raises:
+            ValueError: If the length does not fit the size.
+        """
+        self._refuse_continuous("unflatten")
+        shape = self.quantizer.indices_shape(self.grid(size))
+        if ids.ndim != 2 or ids.shape[1] != math.prod(shape):
+            raise ValueError(
+                f"ids must be (b, {math.prod(shape)}) for images of {self._size(size)} pixels, "
+                f"got {tuple(ids.shape)}: pass the size"
+            )
+        indices = ids.unflatten(1, shape)
+        return indices - self._offsets(ids) if offsets and self.quantizer.num_codebooks > 1 else indices
+
+    def _offsets(self, like: Tensor) -> Tensor:
+        sizes = torch.tensor((0, *self.quantizer.codebook_sizes[:-1]), device=like.device)
+        return sizes.cumsum(0)
+
+    def _size(self, size: Sequence[int] | None) -> tuple[int, ...]:
+        size = tuple(size) if size is not None else self.default_size
+        if size is None:
+            raise ValueError("this tokenizer has no training size in its preprocessing: pass size=(H, W)")
+        return size
+
+    def _refuse_continuous(self, what: str) -> None:
+        if not self.quantizer.codebook_sizes:
+            raise ValueError(f"{what}: {type(self.quantizer).__name__} is continuous, it has no integers")

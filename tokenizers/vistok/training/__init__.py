@@ -1,0 +1,1 @@
+"""Training: the Lightning module, its callbacks and a run from config to bundle."""

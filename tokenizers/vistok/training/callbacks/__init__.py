@@ -1,0 +1,18 @@
+"""Callbacks of training."""
+
+from vistok.training.callbacks.bad_samples import BadSamples
+from vistok.training.callbacks.interrupt import InterruptCheckpoint, TrainingInterrupted
+from vistok.training.callbacks.pictures import Pictures
+from vistok.training.callbacks.progress import Progress
+from vistok.training.callbacks.throughput import Throughput
+from vistok.training.callbacks.weight_ema import WeightEMA
+
+__all__ = [
+    "BadSamples",
+    "InterruptCheckpoint",
+    "Pictures",
+    "Progress",
+    "Throughput",
+    "TrainingInterrupted",
+    "WeightEMA",
+]

@@ -1,0 +1,77 @@
+"""What a person looks at during training: reconstructions and codebook usage."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from PIL import Image
+
+from vistok.evaluation.pictures import reconstruction_grid
+from vistok.evaluation.plots import plot_usage
+
+
+class Pictures(Callback):
+    """At every validation writes a grid original / reconstruction / error and a plot of the codebook usage.
+
+    Args:
+        folder: Run folder; grids go to ``reconstructions/step_000500.png``, the plot to ``codebook_usage.png``.
+        num_images: Held-out images on a grid, always the same ones.
+    """
+
+    def __init__(self, folder: str | Path, num_images: int = 8) -> None:
+        self.folder = Path(folder)
+        self.num_images = num_images
+        self._pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._seen = 0
+
+    def on_validation_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep images spread over the whole held-out set: a few of each batch."""
+        if outputs is None:
+            return
+        for image, reconstruction in zip(batch["images"], outputs.images, strict=True):
+            if self._seen in self._wanted(trainer):
+                self._pairs.append((image.cpu(), reconstruction.detach().cpu()))
+            self._seen += 1
+
+    def _wanted(self, trainer: lightning.Trainer) -> range:
+        """Positions spread evenly over the held-out images, so that they show different pictures."""
+        loaders = trainer.val_dataloaders
+        try:
+            total = len(loaders.dataset)  # type: ignore[union-attr]
+        except (TypeError, AttributeError):
+            total = self.num_images
+        return range(0, total, max(total // self.num_images, 1))[: self.num_images]
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Write the pictures and hand the grid to the logger."""
+        pairs, self._pairs, self._seen = self._pairs, [], 0
+        # All ranks take part in the reduction that `compute` does.
+        counts = pl_module.usage.counts()
+        if not trainer.is_global_zero or not pairs:
+            return
+        originals, reconstructions = (torch.stack(images) for images in zip(*pairs, strict=True))
+        grid = reconstruction_grid(originals, reconstructions)
+        path = self.folder / "reconstructions" / f"step_{trainer.global_step:06d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        grid.save(path)
+        plot_usage(counts, self.folder / "codebook_usage.png")
+        self._log(trainer, "reconstructions", grid)
+
+    def _log(self, trainer: lightning.Trainer, name: str, picture: Image.Image) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(name, np.asarray(picture), trainer.global_step, dataformats="HWC")
+            elif isinstance(logger, WandbLogger):
+                logger.log_image(name, [picture], step=trainer.global_step)

@@ -1,0 +1,34 @@
+"""Exponential moving average of the weights."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor
+
+
+class WeightEMA(WeightAveraging):
+    """Lightning's weight averaging with a decay that warms up, so that a short training is not held back by its start.
+
+    After n steps the decay is ``min(decay, (1 + n) / (10 + n))``. Validation, the weights in checkpoints and the bundle use the
+    average. Codebooks that follow the features are buffers: they are copied, not averaged a second time.
+
+    Args:
+        decay: Final decay per optimiser step, in [0, 1).
+        every: Optimiser steps between updates of the average.
+    """
+
+    def __init__(self, decay: float = 0.998, every: int = 1) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must lie in [0, 1), got {decay}")
+
+        def average(averaged: Any, current: Any, num_averaged: Tensor | int) -> None:
+            count = int(num_averaged)
+            torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + count) / (10 + count)))
+
+        super().__init__(use_buffers=False, multi_avg_fn=average)
+        self.every = every
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        """Whether to update after this step."""
+        return step_idx is not None and (step_idx + 1) % self.every == 0

@@ -1,0 +1,38 @@
+"""Checkpoints that are whole or absent, and that load without executing anything."""
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+
+from vistok.hub.files import atomic_write
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its target and renames it: a crash or a full disk leaves the previous one intact."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Save a checkpoint to a local path.
+
+        Raises:
+            OSError: If it cannot be written; says that the previous checkpoint is intact.
+        """
+        if storage_options is not None:
+            raise TypeError("AtomicCheckpointIO writes to local paths and takes no storage_options")
+        try:
+            atomic_write(Path(path), lambda temporary: torch.save(checkpoint, temporary))
+        # torch's zip writer reports a full disk as a RuntimeError.
+        except (OSError, RuntimeError) as error:
+            reason = (
+                "the disk is full"
+                if getattr(error, "errno", None) == errno.ENOSPC or "write failed" in str(error)
+                else str(error)
+            )
+            kept = (
+                "the previous checkpoint of that name is intact"
+                if Path(path).exists()
+                else "no checkpoint of that name exists yet"
+            )
+            raise OSError(f"could not write {path}: {reason}; {kept}") from error

@@ -1,0 +1,225 @@
+"""The Lightning module that trains every tokenizer."""
+
+import json
+import logging
+import random
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.utilities import grad_norm
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from vistok.config import config_of
+from vistok.loss import ReconstructionLoss
+from vistok.metric.codebook_usage import CodebookUsage
+from vistok.metric.image import psnr
+from vistok.tokenizer import Reconstruction, Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+class TokenizerModule(lightning.LightningModule):
+    """Trains a tokenizer: reconstruction loss plus the quantizer's losses, each with its weight.
+
+    The quantizer's state changes once per accepted optimiser step. A step whose gradient is not finite is skipped:
+    it reaches neither weights nor codebook.
+
+    Args:
+        tokenizer: What is trained.
+        loss: Compares reconstructions with images.
+        optimizer: Makes the optimiser from the module (so that it can leave biases and norms out of weight decay).
+        scheduler: Makes the learning-rate schedule, stepped per optimiser step, from ``(optimizer, total_steps)``.
+        channels_last: Keep convolution weights and images in channels-last memory format, which is faster on CPU and
+            GPU.
+        max_skipped_steps: Stop after this many non-finite steps in a row.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        loss: ReconstructionLoss,
+        optimizer: Callable[[torch.nn.Module], Optimizer],
+        scheduler: Callable[..., LRScheduler],
+        channels_last: bool = True,
+        max_skipped_steps: int = 20,
+    ) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.loss = loss
+        self.make_optimizer = optimizer
+        self.make_scheduler = scheduler
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.max_skipped_steps = max_skipped_steps
+        self.skipped_steps = 0
+        self.skipped_in_a_row = 0
+        self._step_is_finite = True
+        self._restored_random_states: dict[str, Any] | None = None
+        self.usage = CodebookUsage(tokenizer.quantizer.codebook_sizes)
+        if channels_last:
+            tokenizer.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Reconstruction:
+        """Reconstruct images in [-1, 1]."""
+        return self.tokenizer(images.contiguous(memory_format=self.memory_format))
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Loss of one batch."""
+        images = batch["images"]
+        reconstruction = self(images)
+        terms = dict(self.loss(reconstruction.images, images))
+        weights = {**self.loss.weights, **self.tokenizer.quantizer.loss_weights}
+        terms.update(reconstruction.quantized.losses)
+        total = torch.stack([weights[name] * value.float() for name, value in terms.items() if weights[name]]).sum()
+        with torch.no_grad():
+            values = {f"train/{name}": value.detach() for name, value in terms.items()}
+            values |= {f"train/weighted/{name}": weights[name] * value.detach() for name, value in terms.items()}
+            self.log_dict(values, batch_size=len(images))
+            self.log("loss", total.detach(), prog_bar=True, logger=False, batch_size=len(images))
+            self.log("train/loss", total.detach(), batch_size=len(images))
+            self.log(
+                "psnr", psnr(reconstruction.images, images).mean(), prog_bar=True, logger=False, batch_size=len(images)
+            )
+        return total
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> Reconstruction | None:
+        """Metrics of one held-out batch; None if none of its pictures could be read."""
+        images = batch["images"]
+        if not len(images):
+            return None
+        reconstruction = self(images)
+        self.log(
+            "val/psnr",
+            psnr(reconstruction.images, images).mean(),
+            prog_bar=True,
+            sync_dist=True,
+            batch_size=len(images),
+        )
+        for name, value in self.loss(reconstruction.images, images).items():
+            self.log(f"val/{name}", value, sync_dist=True, batch_size=len(images))
+        self.usage.update(reconstruction.quantized.indices)
+        return reconstruction
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the codebook usage of the whole held-out set."""
+        usage = self.usage.compute()
+        self.log_dict(
+            {f"val/{name}": float(usage[name]) for name in ("utilisation", "perplexity", "entropy_bits")},
+            rank_zero_only=True,
+        )
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """One optimiser, one schedule stepped with it."""
+        optimizer = self.make_optimizer(self.tokenizer)
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = self.make_scheduler(optimizer, total_steps=total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Drop the gradients of a step that is not finite, so that the optimiser leaves everything as it is."""
+        norm = grad_norm(self.tokenizer, norm_type=2).get("grad_2.0_norm_total", torch.tensor(0.0))
+        # DDP has averaged the gradients, so every rank comes to the same decision.
+        self._step_is_finite = bool(torch.isfinite(norm))
+        if self._step_is_finite:
+            self.skipped_in_a_row = 0
+            self.log("train/grad_norm", norm)
+            return
+        self.skipped_steps += 1
+        self.skipped_in_a_row += 1
+        log.warning(
+            "step %d skipped: its gradient is not finite (%d skipped so far)", self.global_step, self.skipped_steps
+        )
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+        if self.skipped_in_a_row >= self.max_skipped_steps:
+            raise FloatingPointError(
+                f"{self.skipped_in_a_row} steps in a row had a gradient that is not finite: lower optimizer.lr, set "
+                "trainer.gradient_clip_val=1, or use trainer.precision=32-true. Weights and codebook are those of the "
+                "last finite step"
+            )
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Step the optimiser, then apply what the quantizer collected in the batches of this step."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self._step_is_finite:
+            self.tokenizer.quantizer.update()
+        else:
+            self.tokenizer.quantizer.discard()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the config and the random states, so that a resumed run continues bit for bit."""
+        checkpoint["vistok_tokenizer"] = json.dumps(config_of(self.tokenizer))
+        checkpoint["vistok_random_states"] = random_states()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another architecture; keep its random states for the first batch."""
+        saved = json.loads(checkpoint.get("vistok_tokenizer", "null"))
+        if saved is None:
+            raise ValueError("this checkpoint was not written by vistok: ckpt= resumes runs of train.py only")
+        differences = list(_differences(saved, json.loads(json.dumps(config_of(self.tokenizer)))))
+        if differences:
+            raise ValueError(
+                "the checkpoint was trained with another tokenizer; resume with the overrides of its run. "
+                "Checkpoint / now: " + "; ".join(differences)
+            )
+        self._restored_random_states = checkpoint["vistok_random_states"]
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Restore the random states only now: whatever ran between loading and here may have drawn numbers."""
+        if self._restored_random_states is not None:
+            set_random_states(self._restored_random_states)
+            self._restored_random_states = None
+
+    def on_validation_start(self) -> None:
+        """Put the random states aside, so that validating more or less often does not change the training."""
+        self.usage.reset()
+        self._training_random_states = random_states()
+
+    def on_validation_end(self) -> None:
+        """Take the random states up again."""
+        set_random_states(self._training_random_states)
+
+
+def random_states() -> dict[str, Any]:
+    """States of all global random generators, as plain values and tensors that load without pickle."""
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    states = {
+        "python": list(random.getstate()[1]),
+        "python_gauss": random.getstate()[2],
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def set_random_states(states: Mapping[str, Any]) -> None:
+    """Inverse of `random_states`; a different number of GPUs is reported, since it cannot give the same numbers."""
+    random.setstate((3, tuple(states["python"]), states["python_gauss"]))
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"].cpu())
+    cuda = states.get("cuda", [])
+    if torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([state.cpu() for state in cuda])
+    elif len(cuda) != (torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        log.warning(
+            "the checkpoint has random states of %d GPUs: the resumed run draws other random numbers", len(cuda)
+        )
+
+
+def _differences(saved: Any, now: Any, where: str = "") -> Iterator[str]:
+    if isinstance(saved, dict) and isinstance(now, dict):
+        for key in sorted(saved.keys() | now.keys()):
+            if key != "preprocessing":
+                yield from _differences(saved.get(key), now.get(key), f"{where}.{key}" if where else key)
+    elif saved != now:
+        yield f"{where}={saved} / {now}"
