@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def problems(wheel: Path) -> list[str]:
     """What is wrong with the contents of a wheel."""
     names = set(zipfile.ZipFile(wheel).namelist())
-    foreign = sorted({name.split("/")[0] for name in names} - {"vistok", f"{wheel.name.rsplit('-py3', 1)[0]}.dist-info"})
+    ours = {"vistok", f"{wheel.name.rsplit('-py3', 1)[0]}.dist-info"}
+    foreign = sorted({name.split("/")[0] for name in names} - ours)
     expected = {f"vistok/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
     expected |= {str(path.relative_to(ROOT / "tokenizers")) for path in (ROOT / "tokenizers").rglob("*.py")}
     expected |= {"vistok/py.typed"}

@@ -1,4 +1,4 @@
-"""Write ``constraints.txt`` for pip from the tested versions in ``pyproject.toml``: ``python scripts/constraints.py``."""
+"""Write ``constraints.txt`` for pip from the tested versions in ``pyproject.toml``."""
 
 import sys
 from pathlib import Path

@@ -33,7 +33,7 @@ def test_hugging_faces_tokenizers_is_not_shadowed_at_the_root():
 
 
 def test_importing_vistok_imports_neither_lightning_nor_hydra():
-    heavy = "{'lightning', 'pytorch_lightning', 'hydra', 'omegaconf', 'torchmetrics', 'wandb', 'webdataset', 'matplotlib', 'timm'}"
+    heavy = "{'lightning', 'hydra', 'omegaconf', 'torchmetrics', 'wandb', 'webdataset', 'matplotlib', 'timm'}"
     result = run(
         f"import sys, vistok; loaded = {heavy} & set(sys.modules); assert not loaded, loaded",
         PYTHONPATH=str(ROOT / "tokenizers"),

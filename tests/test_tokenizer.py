@@ -62,7 +62,9 @@ def test_sizes_of_sequences_and_vocabulary(tokenizer):
 
 
 def test_ids_of_a_wrong_length_are_an_error(tokenizer):
-    with pytest.raises(ValueError, match=r"ids must be \(b, 24\) for images of \(32, 48\) pixels, got \(2, 23\): pass the size"):
+    with pytest.raises(
+        ValueError, match=r"ids must be \(b, 24\) for images of \(32, 48\) pixels, got \(2, 23\): pass the size"
+    ):
         tokenizer.unflatten(torch.zeros(2, 23, dtype=torch.int64))
 
 
@@ -88,7 +90,7 @@ def test_without_a_training_size_a_size_must_be_given():
 
 
 def test_parts_of_different_factors_are_refused():
-    with pytest.raises(ValueError, match="factor 8.* factor 16.* must agree"):
+    with pytest.raises(ValueError, match=r"factor 8.* factor 16.* must agree"):
         vistok.Tokenizer(CNNEncoder(base_channels=32), FSQ((8, 5)), CNNDecoder(patch_size=16, base_channels=32))
 
 

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,10 +39,10 @@ def _worker(rank, port, folder):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=2)
     for init in INITS:
-        torch.save(trained(init, (25, 35), rank), os.path.join(folder, f"{init}_{rank}.pt"))
+        torch.save(trained(init, (25, 35), rank), Path(folder, f"{init}_{rank}.pt"))
     rows = torch.arange(10.0).reshape(5, 2) + 10 * rank
     taken = distributed.take_rows(rows[: 5 - rank], torch.tensor([0, 4, 5, 8]))
-    torch.save(taken, os.path.join(folder, f"taken_{rank}.pt"))
+    torch.save(taken, Path(folder, f"taken_{rank}.pt"))
     dist.destroy_process_group()
 
 

@@ -185,7 +185,9 @@ def test_features_that_are_not_finite_never_reach_the_codebook(quantizer, grid):
 
 
 def test_a_wrong_channel_count_is_named_in_the_error(quantizer, grid):
-    with pytest.raises(ValueError, match=rf"takes features \(b, {quantizer.dim}, \*grid\), got \(3, {quantizer.dim + 1},"):
+    with pytest.raises(
+        ValueError, match=rf"takes features \(b, {quantizer.dim}, \*grid\), got \(3, {quantizer.dim + 1},"
+    ):
         quantizer(torch.randn(3, quantizer.dim + 1, *grid))
 
 

@@ -21,7 +21,13 @@ def brute_force(features, levels, eps=1e-3):
 
 @pytest.mark.parametrize(
     ("levels", "size"),
-    [((8, 6, 5), 240), ((8, 5, 5, 5), 1000), ((7, 5, 5, 5, 5), 4375), ((8, 8, 8, 6, 5), 15360), ((8, 8, 8, 5, 5, 5), 64000)],
+    [
+        ((8, 6, 5), 240),
+        ((8, 5, 5, 5), 1000),
+        ((7, 5, 5, 5, 5), 4375),
+        ((8, 8, 8, 6, 5), 15360),
+        ((8, 8, 8, 5, 5, 5), 64000),
+    ],
 )
 def test_codebook_sizes_are_those_of_table_1(levels, size):
     assert FSQ(levels).codebook_size == size
@@ -68,7 +74,7 @@ def test_impossible_levels_are_an_error(levels):
 
 
 def test_more_than_62_bits_are_an_error():
-    with pytest.raises(ValueError, match="need 63.0 bits, an index has at most 62"):
+    with pytest.raises(ValueError, match=r"need 63.0 bits, an index has at most 62"):
         FSQ([8] * 21)
 
 

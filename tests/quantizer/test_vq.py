@@ -117,7 +117,9 @@ def test_kmeans_initialisation_finds_separate_clusters():
 
 def test_kmeans_with_too_few_features_says_what_to_change():
     quantizer = VectorQuantizer(64, 3, init="kmeans").train()
-    with pytest.raises(ValueError, match=r"at least codebook_size = 64 .* got 10: raise data.batch_size, or set quantizer.init=batch"):
+    with pytest.raises(
+        ValueError, match=r"at least codebook_size = 64 .* got 10: raise data.batch_size, or set quantizer.init=batch"
+    ):
         quantizer(torch.randn(1, 3, 10))
 
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vistok import distributed
 from vistok.config import Configurable
 from vistok.decoder.base import Decoder
 from vistok.encoder.base import Encoder
@@ -23,10 +24,17 @@ class Projection(nn.Linear):
 
 
 class Reconstruction(NamedTuple):
-    """What `Tokenizer.forward` returns: the decoded images and what the quantizer made of them."""
+    """What `Tokenizer.forward` returns.
+
+    Attributes:
+        images: Decoded images, not clamped.
+        quantized: What the quantizer made of the features.
+        features: ``(b d *grid)``, what entered the quantizer.
+    """
 
     images: Float[Tensor, "b c *size"]
     quantized: Quantized
+    features: Float[Tensor, "b d *grid"]
 
 
 class Tokenizer(Configurable, nn.Module):
@@ -98,9 +106,10 @@ class Tokenizer(Configurable, nn.Module):
         return tuple(size) if size else None
 
     def forward(self, images: Float[Tensor, "b c *size"], labels: Int[Tensor, " b"] | None = None) -> Reconstruction:
-        """Encode, quantize and decode images ``(b c H W)`` in [-1, 1]; the reconstruction is not clamped."""
-        quantized = self.encode(images, labels)
-        return Reconstruction(self.decode(quantized.codes, images.shape[2:]), quantized)
+        """Encode, quantize and decode images ``(b c H W)`` in [-1, 1]; arguments and errors as for `encode`."""
+        features = self._features(images)
+        quantized = self.quantizer(features, labels)
+        return Reconstruction(self.decode(quantized.codes, images.shape[2:]), quantized, features)
 
     def encode(self, images: Float[Tensor, "b c *size"], labels: Int[Tensor, " b"] | None = None) -> Quantized:
         """Quantize images.
@@ -112,6 +121,9 @@ class Tokenizer(Configurable, nn.Module):
         Raises:
             ValueError: If the images have another layout, number of channels, dtype or size.
         """
+        return self.quantizer(self._features(images), labels)
+
+    def _features(self, images: Tensor) -> Tensor:
         if not images.is_floating_point():
             raise ValueError(
                 f"images must be floats in [-1, 1], got {images.dtype}: for 8-bit images use images / 127.5 - 1"
@@ -119,7 +131,31 @@ class Tokenizer(Configurable, nn.Module):
         if images.ndim < 4 or images.shape[1] != self.channels:
             raise ValueError(f"images must be (b, {self.channels}, H, W), got {tuple(images.shape)}")
         self.grid(images.shape[2:])
-        return self.quantizer(self.to_codes(self.encoder(images)), labels)
+        return self.to_codes(self.encoder(images))
+
+    @torch.no_grad()
+    def whiten_projection(self, images: Float[Tensor, "b c *size"]) -> None:
+        """Start the projection to codes from the whitened principal components of the encoder's features.
+
+        A random projection gives channels that are copies of each other (mostly brightness), and a quantizer of
+        independent channels such as FSQ then uses a fraction of its codes. Data-dependent initialisation as in
+        D. Mishkin, J. Matas: All you need is a good init, https://arxiv.org/abs/1511.06422. Every rank ends with the
+        weights of rank 0.
+
+        Args:
+            images: A training batch; its features at all positions must be more than the channels of a code.
+        """
+        if not isinstance(self.to_codes, Projection):
+            raise ValueError("projection=none leaves nothing to whiten: set projection=linear or module.whiten=false")
+        rows = self.encoder(images).movedim(1, -1).flatten(0, -2).double()
+        mean = rows.mean(0)
+        values, vectors = torch.linalg.eigh(torch.cov(rows.T))
+        kept = slice(len(values) - self.quantizer.dim, None)
+        weight = (vectors[:, kept] / values[kept].clamp(min=1e-12).sqrt()).T
+        self.to_codes.weight.copy_(weight)
+        self.to_codes.bias.copy_(-weight @ mean)
+        distributed.broadcast(self.to_codes.weight)
+        distributed.broadcast(self.to_codes.bias)
 
     def decode(
         self, codes: Float[Tensor, "b d *grid"], size: Sequence[int] | None = None

@@ -1,6 +1,7 @@
 """Running a Hydra application so that a user's mistake is answered by one helpful message instead of a traceback."""
 
 import difflib
+import functools
 import os
 import re
 import shlex
@@ -10,8 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, OverrideParseException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -34,10 +42,16 @@ def run(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     message;
     ``VISTOK_TRACEBACK=1`` shows the traceback as well.
     """
+
+    @functools.wraps(task)
+    def checked(config: DictConfig) -> Any:
+        refuse_unknown_settings(config, config_name)
+        return task(config)
+
     # Hydra prints errors itself and hides their type unless it is told to let them through.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        hydra.main(version_base="1.3", config_path=str(configs_folder()), config_name=config_name)(task)()
+        hydra.main(version_base="1.3", config_path=str(configs_folder()), config_name=config_name)(checked)()
     except (
         HydraException,
         OmegaConfBaseException,
@@ -52,15 +66,17 @@ def run(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         sys.exit(2)
 
 
-def command_line() -> str:
-    """The command as a shell would take it, relative to the working directory where possible."""
-    script, *overrides = sys.argv
-    program = (
-        " ".join(["vistok", *script.split()[1:]])
-        if Path(script.split()[0]).name == "vistok"
-        else f"python {Path(script).name}"
-    )
-    return " ".join([program, *map(shlex.quote, overrides)])
+def command_line(without: str = "") -> str:
+    """The command that repeats the running job, as a shell takes it; in a sweep that of the one job.
+
+    Args:
+        without: Leave out overrides of this key.
+    """
+    # Not sys.argv: it has the choices of a whole sweep, and a run folder that exists by now.
+    overrides = [item for item in HydraConfig.get().overrides.task if not (without and item.startswith(f"{without}="))]
+    script, *subcommand = sys.argv[0].split(" ")
+    program = ["vistok", *subcommand] if subcommand else ["python", Path(script).name]
+    return shlex.join([*program, *overrides])
 
 
 def explain(error: Exception, config_name: str) -> str:
@@ -85,24 +101,40 @@ def explain(error: Exception, config_name: str) -> str:
 
 def _explain_override(error: ConfigCompositionException, config_name: str) -> str:
     text = str(error)
-    match = re.search(r"Could not (?:override|append|delete) '?([^'\s]+?)'?(?:\.|$|\s)", text + " ")
+    groups = sorted(path.name for path in configs_folder().iterdir() if path.is_dir())
+    if isinstance(error, MissingConfigException):
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        members = sorted(map(str, error.options or ()))
+        return f"{group} has no member {name!r}; choose {group}={'|'.join(members)}{_similar(name, members)}"
+    match = re.search(r"Could not (?:override|append to config|append|delete).*?'([^']+)'", text)
     if match is None:
         return "; ".join(line.strip() for line in text.splitlines() if line.strip())
     key = match[1].split("@")[0]
-    groups = sorted(path.name for path in configs_folder().iterdir() if path.is_dir())
-    if "/" in key or ("." not in key and "No match in the defaults list" in text):
+    if "." not in key and "No match in the defaults list" in text:
         return f"no group {key!r}; groups are {', '.join(groups)}{_similar(key, groups)}"
     *parents, name = key.split(".")
-    node = _composed_without(key, config_name)
-    for depth, parent in enumerate(parents):
-        if not isinstance(node, DictConfig) or parent not in node:
-            keys = sorted(map(str, node)) if isinstance(node, DictConfig) else []
-            where = ".".join(parents[:depth]) or "the top level"
-            return f"no setting {key!r}: {where} has {', '.join(keys) or 'no settings'}{_similar(parent, keys)}"
-        node = node._get_node(parent)
-    keys = sorted(str(item) for item in node if not str(item).startswith("_")) if isinstance(node, DictConfig) else []
-    where = ".".join(parents) or "the top level"
-    return f"no setting {key!r}: {where} has {', '.join(keys) or 'no settings'}{_similar(name, keys)}"
+    node, walked = _composed_without(key, config_name), []
+    for part in (*parents, name):
+        keys = (
+            sorted(str(item) for item in node if not str(item).startswith("_")) if isinstance(node, DictConfig) else []
+        )
+        if part not in keys:
+            where = ".".join(walked) or "the top level"
+            return f"no setting {key!r}: {where} has {', '.join(keys) or 'no settings'}{_similar(part, keys)}"
+        node = node._get_node(part)
+        walked.append(part)
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def refuse_unknown_settings(config: DictConfig, config_name: str) -> None:
+    """Raise a ValueError if a ``+key=value`` added something that nothing reads."""
+    known = set(OmegaConf.load(configs_folder() / f"{config_name}.yaml")) | {
+        path.name for path in configs_folder().iterdir()
+    }
+    for key in map(str, config):
+        if key not in known:
+            allowed = sorted(set(map(str, config)) - {key})
+            raise ValueError(f"no setting {key!r}: the top level has {', '.join(allowed)}{_similar(key, allowed)}")
 
 
 def _similar(name: str, allowed: list[str]) -> str:

@@ -1,6 +1,7 @@
 """``vistok train`` and ``train.py``: train a tokenizer by Hydra overrides."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,10 @@ def task(config: DictConfig) -> dict[str, Any]:
     from vistok.training.run import train
 
     folder = Path(HydraConfig.get().runtime.output_dir)
-    command = command_line()
     try:
-        return train(config, folder, command)
+        return train(config, folder, command_line())
     except TrainingInterrupted as interruption:
-        resume = " ".join([command, f"ckpt={interruption.checkpoint}"])
+        resume = f"{command_line(without='ckpt')} {shlex.quote(f'ckpt={interruption.checkpoint}')}"
         sys.stderr.write(f"\n{interruption}\nresume with: {resume}\n")
         sys.exit(interruption.exit_code)
 

@@ -28,7 +28,7 @@ class CNNDecoder(Decoder):
         self,
         channels: int = 3,
         patch_size: int = 8,
-        base_channels: int = 256,
+        base_channels: int = 128,
         channel_multipliers: Sequence[int] = (1,),
         num_blocks: int = 3,
         attention: str = "none",

@@ -34,7 +34,7 @@ class CNNEncoder(Encoder):
         self,
         channels: int = 3,
         patch_size: int = 8,
-        base_channels: int = 256,
+        base_channels: int = 128,
         channel_multipliers: Sequence[int] = (1,),
         num_blocks: int = 2,
         attention: str = "none",

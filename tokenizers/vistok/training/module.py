@@ -9,6 +9,8 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
 from lightning.pytorch.utilities import grad_norm
 from torch import Tensor
 from torch.optim import Optimizer
@@ -34,6 +36,9 @@ class TokenizerModule(lightning.LightningModule):
         loss: Compares reconstructions with images.
         optimizer: Makes the optimiser from the module (so that it can leave biases and norms out of weight decay).
         scheduler: Makes the learning-rate schedule, stepped per optimiser step, from ``(optimizer, total_steps)``.
+        whiten: Start the projection to codes from whitened principal components of the first batch, see
+            `Tokenizer.whiten_projection`.
+        decorrelation: Weight of the mean squared correlation between channels of the features that enter the quantizer.
         channels_last: Keep convolution weights and images in channels-last memory format, which is faster on CPU and
             GPU.
         max_skipped_steps: Stop after this many non-finite steps in a row.
@@ -45,6 +50,8 @@ class TokenizerModule(lightning.LightningModule):
         loss: ReconstructionLoss,
         optimizer: Callable[[torch.nn.Module], Optimizer],
         scheduler: Callable[..., LRScheduler],
+        whiten: bool = True,
+        decorrelation: float = 0.0,
         channels_last: bool = True,
         max_skipped_steps: int = 20,
     ) -> None:
@@ -54,6 +61,8 @@ class TokenizerModule(lightning.LightningModule):
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.whiten = whiten
+        self.decorrelation = decorrelation
         self.max_skipped_steps = max_skipped_steps
         self.skipped_steps = 0
         self.skipped_in_a_row = 0
@@ -72,8 +81,10 @@ class TokenizerModule(lightning.LightningModule):
         images = batch["images"]
         reconstruction = self(images)
         terms = dict(self.loss(reconstruction.images, images))
-        weights = {**self.loss.weights, **self.tokenizer.quantizer.loss_weights}
         terms.update(reconstruction.quantized.losses)
+        if self.decorrelation:
+            terms["decorrelation"] = mean_squared_correlation(reconstruction.features)
+        weights = {**self.loss.weights, **self.tokenizer.quantizer.loss_weights, "decorrelation": self.decorrelation}
         total = torch.stack([weights[name] * value.float() for name, value in terms.items() if weights[name]]).sum()
         with torch.no_grad():
             values = {f"train/{name}": value.detach() for name, value in terms.items()}
@@ -173,6 +184,8 @@ class TokenizerModule(lightning.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Restore the random states only now: whatever ran between loading and here may have drawn numbers."""
+        if self.whiten and self.global_step == 0 and batch_idx == 0:
+            self.tokenizer.whiten_projection(batch["images"].contiguous(memory_format=self.memory_format))
         if self._restored_random_states is not None:
             set_random_states(self._restored_random_states)
             self._restored_random_states = None
@@ -185,6 +198,17 @@ class TokenizerModule(lightning.LightningModule):
     def on_validation_end(self) -> None:
         """Take the random states up again."""
         set_random_states(self._training_random_states)
+
+
+def mean_squared_correlation(features: Float[Tensor, "b d *grid"]) -> Float[Tensor, ""]:
+    """Mean over pairs of channels of their squared correlation over batch and grid, in [0, 1]; 0 for one channel."""
+    channels = features.shape[1]
+    if channels == 1:
+        return features.new_zeros(())
+    rows = features.float().movedim(1, 0).flatten(1)
+    rows = F.normalize(rows - rows.mean(1, keepdim=True), dim=1)
+    correlations = rows @ rows.T
+    return (correlations.square().sum() - correlations.diagonal().square().sum()) / (channels * (channels - 1))
 
 
 def random_states() -> dict[str, Any]:

@@ -107,6 +107,11 @@ def finish(
         rfid=config.final.rfid,
         train_usage=training_usage,
     )
+    if training_usage:
+        evaluation.notes["train_utilisation"] = (
+            f"is counted over {int(training_usage['tokens']):,} tokens of training crops that no step has seen; uniform "
+            f"draws would use {float(training_usage['expected_uniform_utilisation']):.1%}"
+        )
     throughput = next((callback for callback in trainer.callbacks if isinstance(callback, Throughput)), None)  # type: ignore[attr-defined]
     if throughput is not None and throughput.seconds:
         evaluation.metrics["train_images_per_second"] = throughput.images_per_second

@@ -10,8 +10,8 @@ from torch import Tensor
 class WeightEMA(WeightAveraging):
     """Lightning's weight averaging with a decay that warms up, so that a short training is not held back by its start.
 
-    After n steps the decay is ``min(decay, (1 + n) / (10 + n))``. Validation, the weights in checkpoints and the bundle use the
-    average. Codebooks that follow the features are buffers: they are copied, not averaged a second time.
+    After n steps the decay is ``min(decay, (1 + n) / (10 + n))``. Validation, the weights in checkpoints and the bundle
+    use the average. Codebooks that follow the features are buffers: they are copied, not averaged a second time.
 
     Args:
         decay: Final decay per optimiser step, in [0, 1).

@@ -1,0 +1,150 @@
+"""The three files of a report: complete, self-contained, escaped."""
+
+import base64
+import io
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from patch_tokenizer import PROTOCOL, make_batches, make_tokenizer
+from PIL import Image
+
+from vistok.evaluation import Evaluation, evaluate, read_evaluation, write_report
+
+TITLE = "<b>fsq</b> & | friends"
+COMMAND = "vistok eval bundle='runs/<x>' && true"
+
+
+@pytest.fixture(scope="module")
+def evaluation():
+    torch.manual_seed(0)
+    batches = make_batches(3, 2, size=(16, 24))
+    batches[0]["keys"][0] = "<script>alert(1)</script>.png"
+    usage = {"utilisation": 0.5}
+    options = {"lpips": None, "rfid": False, "examples": 5, "train_usage": usage}
+    return evaluate(make_tokenizer("separate"), batches, protocol=PROTOCOL, **options)
+
+
+@pytest.fixture(scope="module")
+def folder(evaluation, tmp_path_factory):
+    return write_report(evaluation, tmp_path_factory.mktemp("report") / "new", TITLE, COMMAND)
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_nothing_but_the_three_files_is_left(folder):
+    assert sorted(path.name for path in folder.iterdir()) == ["metrics.json", "report.html", "report.md"]
+
+
+def test_a_failure_leaves_the_earlier_report_whole(evaluation, folder, monkeypatch):
+    before = (folder / "report.html").read_text(encoding="utf-8")
+    monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_report(evaluation, folder, "other", "other")
+    assert (folder / "report.html").read_text(encoding="utf-8") == before
+
+
+def test_saved_metrics_are_read_back(evaluation, folder):
+    saved = read_evaluation(folder)
+    assert saved.metrics == evaluation.metrics
+    assert saved.references == evaluation.references
+    assert saved.per_image == evaluation.per_image
+    assert saved.missing == evaluation.missing
+
+
+def test_the_file_holds_no_invalid_numbers(tmp_path):
+    evaluation = Evaluation(
+        {"psnr": math.nan, "rfid": math.inf, "ssim": 0.5}, {}, PROTOCOL | {"images": 1, "size": [8, 8]}
+    )
+    write_report(evaluation, tmp_path, "x", "y")
+    text = (tmp_path / "metrics.json").read_text(encoding="utf-8")
+    assert json.loads(text, parse_constant=pytest.fail)["metrics"] == {"psnr": None, "rfid": None, "ssim": 0.5}
+    assert read_evaluation(tmp_path).metrics == {"ssim": 0.5}
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    (tmp_path / "metrics.json").write_text('{"loss": 1}')
+    with pytest.raises(ValueError, match=r"got \['loss'\]"):
+        read_evaluation(tmp_path)
+
+
+def test_the_page_loads_nothing_from_elsewhere(page):
+    sources = re.findall(r"""(?:src|srcset|href|url)\s*[=(]\s*["']?([^"')\s]+)""", page)
+    assert len(sources) > 10
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "http" not in page.lower()
+
+
+def test_the_page_has_no_script(page):
+    assert "<script" not in page.lower()
+
+
+def test_all_strings_are_escaped(page):
+    for text in (
+        "&lt;b&gt;fsq&lt;/b&gt; &amp; | friends",
+        "&lt;script&gt;alert(1)",
+        "runs/&lt;x&gt;&#x27; &amp;&amp; true",
+    ):
+        assert text in page
+
+
+def test_every_element_is_closed(page):
+    class Checker(HTMLParser):
+        def __init__(self):
+            super().__init__()
+            self.open_tags = []
+
+        def handle_starttag(self, tag, attrs):
+            if tag not in ("meta", "img", "source"):
+                self.open_tags.append(tag)
+
+        def handle_endtag(self, tag):
+            assert self.open_tags.pop() == tag
+
+    checker = Checker()
+    checker.feed(page)
+    assert checker.open_tags == []
+
+
+def test_every_example_is_shown_with_original_reconstruction_and_error(evaluation, page):
+    figures = re.findall(r'<div class="triple">(.*?)</div>', page)
+    assert len(figures) == len(evaluation.worst) + len(evaluation.best) == 5
+    first = re.findall(r"base64,([^\"]+)", figures[0])
+    shown = [Image.open(io.BytesIO(base64.b64decode(picture))) for picture in first]
+    assert [picture.mode for picture in shown] == ["RGB", "RGB", "L"]
+    assert np.array_equal(np.asarray(shown[0]), evaluation.worst[0].original.movedim(0, -1).numpy())
+
+
+@pytest.mark.parametrize("suffix", ["html", "md"])
+def test_reports_show_numbers_references_reasons_protocol_and_command(evaluation, folder, suffix):
+    text = (folder / f"report.{suffix}").read_text(encoding="utf-8")
+    shown = [
+        f"{evaluation.metrics['psnr']:.2f}",
+        "JPEG, quality 1",
+        "switched off",
+        "data range 1",
+        "vistok eval bundle=",
+    ]
+    assert [part for part in shown if part not in text] == []
+
+
+def test_the_page_names_the_training_usage(page):
+    assert "In training: utilisation 50.0%" in page
+
+
+def test_bars_in_names_do_not_break_the_table(folder):
+    lines = (folder / "report.md").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "# &lt;b>fsq&lt;/b> & \\| friends"
+
+
+def test_an_evaluation_without_pictures_has_a_report(evaluation, tmp_path):
+    bare = Evaluation.from_json(json.loads(json.dumps(evaluation.to_json())))
+    write_report(bare, tmp_path, "x", "y")
+    assert "Worst reconstructions" not in (tmp_path / "report.html").read_text(encoding="utf-8")

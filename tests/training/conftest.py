@@ -1,0 +1,28 @@
+"""Composed configs of tiny runs."""
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf, open_dict
+from tiny_runs import TINY
+
+from vistok.cli.hydra_app import configs_folder
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """``tiny(name, *overrides) -> (config, folder)`` of a run that takes seconds."""
+
+    def make(name, *overrides):
+        folder = tmp_path / name
+        with initialize_config_dir(str(configs_folder()), version_base="1.3"):
+            config = compose("train", overrides=[*TINY, *overrides], return_hydra_config=True)
+        with open_dict(config):
+            config.hydra.runtime.output_dir = str(folder)
+        HydraConfig.instance().set_config(config)
+        with open_dict(config):
+            del config["hydra"]
+        OmegaConf.resolve(config)
+        return config, folder
+
+    return make

@@ -1,0 +1,147 @@
+"""The Lightning module: what a step changes, and what it must not."""
+
+import lightning
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import vistok
+from vistok.decoder import CNNDecoder
+from vistok.encoder import CNNEncoder
+from vistok.loss import ReconstructionLoss
+from vistok.quantizer import FSQ, VectorQuantizer
+from vistok.training.module import TokenizerModule, mean_squared_correlation, random_states, set_random_states
+from vistok.training.schedule import constant, cosine
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+]
+
+
+def make(quantizer=None, **arguments):
+    tokenizer = vistok.Tokenizer(
+        CNNEncoder(base_channels=32, num_blocks=1),
+        quantizer or VectorQuantizer(16, 4),
+        CNNDecoder(base_channels=32, num_blocks=1),
+    )
+    return TokenizerModule(
+        tokenizer,
+        ReconstructionLoss(l2=1.0),
+        optimizer=lambda module: torch.optim.AdamW(module.parameters(), lr=1e-3),
+        scheduler=constant,
+        **arguments,
+    )
+
+
+def batch(value=None):
+    images = torch.rand(4, 3, 16, 16) * 2 - 1
+    if value is not None:
+        images[0, 0, 0, 0] = value
+    return {"images": images, "keys": list("abcd"), "bad": []}
+
+
+def fit(module, batches, **arguments):
+    trainer = lightning.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **arguments,
+    )
+    trainer.fit(module, DataLoader(batches, batch_size=None))
+    return trainer
+
+
+def state(module):
+    return {name: tensor.clone() for name, tensor in module.tokenizer.state_dict().items()}
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_step_that_is_not_finite_reaches_neither_weights_nor_codebook(value, caplog):
+    module = make()
+    states = []
+    module.on_train_batch_end = lambda *arguments: states.append(state(module))
+    fit(module, [batch(), batch(value), batch()])
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]), name
+    assert any(not torch.equal(tensor, states[2][name]) for name, tensor in states[1].items())
+    assert module.skipped_steps == 1
+    assert "step 1 skipped: its gradient is not finite" in caplog.text
+
+
+def test_many_bad_steps_in_a_row_stop_with_advice():
+    with pytest.raises(FloatingPointError, match=r"3 steps in a row .* lower optimizer.lr"):
+        fit(make(max_skipped_steps=3), [batch()] + [batch(torch.nan)] * 5)
+
+
+def test_the_codebook_is_updated_once_per_optimiser_step():
+    module = make()
+    fit(module, [batch() for _ in range(8)], accumulate_grad_batches=4)
+    assert int(module.tokenizer.quantizer.updates) == 2
+
+
+def test_a_term_of_weight_zero_is_not_computed():
+    loss = ReconstructionLoss(l1=0.0, l2=1.0)
+    assert loss(torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8)).keys() == {"l2"}
+
+
+@pytest.mark.parametrize("weights", [{"l1": -1.0}, {"l2": 0.0}])
+def test_negative_or_no_loss_weights_are_an_error(weights):
+    with pytest.raises(ValueError, match="must not be negative and one must be positive"):
+        ReconstructionLoss(**weights)
+
+
+def test_whitening_gives_uncorrelated_channels_of_unit_variance():
+    tokenizer = make(FSQ((8, 5, 5))).tokenizer
+    images = torch.rand(16, 3, 32, 32) * 2 - 1
+    tokenizer.whiten_projection(images)
+    rows = tokenizer(images).features.movedim(1, -1).flatten(0, -2)
+    torch.testing.assert_close(torch.cov(rows.T), torch.eye(3), atol=1e-3, rtol=0)
+    assert rows.mean(0).abs().max() < 1e-3
+    assert mean_squared_correlation(tokenizer(images).features) < 1e-5
+
+
+def test_mean_squared_correlation_is_that_of_numpy():
+    features = torch.randn(2, 3, 4, 5)
+    features[:, 1] += features[:, 0]
+    correlations = torch.corrcoef(features.movedim(1, 0).flatten(1))
+    expected = sum(correlations[i, j] ** 2 for i in range(3) for j in range(3) if i != j) / 6
+    torch.testing.assert_close(mean_squared_correlation(features), expected)
+    assert mean_squared_correlation(features[:, :1]) == 0
+
+
+def test_random_states_restore_all_generators():
+    import random
+
+    import numpy as np
+
+    def draw():
+        return random.random(), np.random.rand(), np.random.randn(), torch.rand(1).item()
+
+    states = random_states()
+    first = draw()
+    set_random_states(states)
+    assert draw() == first
+
+
+def test_cosine_warms_up_to_the_peak_and_ends_at_its_share():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
+    scheduler = cosine(optimizer, total_steps=100, warmup_steps=10, final_share=0.1)
+    rates = []
+    for _ in range(100):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert rates[0] == pytest.approx(0.2)
+    assert rates[9] == rates[10] == pytest.approx(2.0)
+    assert rates[55] == pytest.approx(2.0 * (0.1 + 0.9 * 0.5))
+    assert scheduler.get_last_lr()[0] == pytest.approx(0.2)
+
+
+def test_a_warm_up_longer_than_the_training_says_what_to_set():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
+    with pytest.raises(ValueError, match=r"below the 50 steps of the training, got 100: set scheduler.warmup_steps=5"):
+        constant(optimizer, total_steps=50, warmup_steps=100)

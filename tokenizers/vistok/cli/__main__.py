@@ -1,0 +1,5 @@
+"""``python -m vistok.cli``."""
+
+from vistok.cli import main
+
+main()

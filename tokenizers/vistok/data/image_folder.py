@@ -1,0 +1,193 @@
+"""A folder of pictures, at any depth."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vistok.data.bad_samples import BadSample
+from vistok.data.collate import Sample
+from vistok.data.decode import BadImageError, decode_image
+from vistok.data.transforms import sample_generator
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+def find_images(root: Path, exclude: Path | None = None) -> list[str]:
+    """Paths of all pictures below `root`, relative to it, with forward slashes, sorted.
+
+    Hidden files and folders are left out; links to folders are followed, each folder once.
+
+    Args:
+        root: Folder to search.
+        exclude: A folder below `root` to leave out.
+
+    Raises:
+        FileNotFoundError: If `root` is no folder, or holds no file with one of `EXTENSIONS`.
+    """
+    if not root.is_dir():
+        kind = "is a file" if root.exists() else "does not exist"
+        raise FileNotFoundError(f"{root.absolute()} {kind}: set data.root to a folder of pictures")
+    found, others = [], Counter()
+    seen = {exclude.resolve()} if exclude is not None else set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        real = Path(folder).resolve()
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in files:
+            path = Path(folder, name)
+            if name.startswith("."):
+                continue
+            if path.suffix.lower() in EXTENSIONS:
+                found.append(path.relative_to(root).as_posix())
+            else:
+                others[path.suffix.lower() or "no extension"] += 1
+    if not found:
+        listed = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
+        raise FileNotFoundError(
+            f"no pictures below {root.absolute()}: looked for {' '.join(EXTENSIONS)}, "
+            f"saw {others.total()} other files" + (f" ({listed})" if others else "")
+        )
+    return sorted(found)
+
+
+def read_file_list(root: Path, file_list: Path) -> list[str]:
+    """Paths below `root` from a text file with one relative path per line, in its order.
+
+    Raises:
+        FileNotFoundError: If the list, or a file it names, does not exist.
+        ValueError: If the list is empty.
+    """
+    if not file_list.is_file():
+        raise FileNotFoundError(f"{file_list.absolute()} does not exist: set data.file_list to a text file of paths")
+    paths = [line.strip() for line in file_list.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not paths:
+        raise ValueError(
+            f"{file_list.absolute()} names no files: write one path relative to {root.absolute()} per line"
+        )
+    missing = [path for path in paths if not (root / path).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(paths)} files named in {file_list} are not below {root.absolute()}, "
+            f"such as {', '.join(missing[:3])}"
+        )
+    return paths
+
+
+def find_classes(paths: Sequence[str]) -> list[str]:
+    """Sorted names of the first-level folders if there are at least two and every picture lies in one; else none."""
+    parts = [PurePosixPath(path).parts for path in paths]
+    names = {part[0] for part in parts}
+    return sorted(names) if len(names) > 1 and all(len(part) > 1 for part in parts) else []
+
+
+def split_by_hash(paths: Sequence[str], val_share: float) -> tuple[list[str], list[str]]:
+    """Divide pictures into training and validation by a hash of each path.
+
+    A picture's side does not depend on the other pictures, so a folder that grows keeps its validation set (except
+    where the share of a small folder rounds to nothing: then the picture with the smallest hash is taken).
+
+    Args:
+        paths: At least two relative paths.
+        val_share: Expected share of validation pictures, in (0, 1).
+
+    Returns:
+        Training and validation paths, at least one each, in the order of `paths`.
+
+    Raises:
+        ValueError: If there is only one picture or the share is not in (0, 1).
+    """
+    if not 0 < val_share < 1:
+        raise ValueError(f"val_share must lie between 0 and 1, got {val_share}; 0.05 holds one picture in twenty out")
+    if len(paths) < 2:
+        raise ValueError(
+            f"one picture ({', '.join(paths)}) cannot be divided into training and validation: add pictures, "
+            "or set data.val_root to a folder of others"
+        )
+    draws = {path: int(hashlib.blake2b(os.fsencode(path), digest_size=8).hexdigest(), 16) / 2**64 for path in paths}
+    val = {path for path in paths if draws[path] < val_share} or {min(paths, key=draws.__getitem__)}
+    if len(val) == len(draws):
+        val.remove(max(paths, key=draws.__getitem__))
+    return [path for path in paths if path not in val], [path for path in paths if path in val]
+
+
+class ImageFolder(Dataset):
+    """Pictures below a folder; items are asked for by ``(epoch, index)``.
+
+    A picture that cannot be read is replaced by the next readable one in training, and given back as a `BadSample` in
+    evaluation, where a stand-in would falsify the numbers.
+
+    Args:
+        root: Folder that `paths` are relative to.
+        paths: Pictures, as `find_images` gives them.
+        transform: From a uint8 picture ``(c h w)`` and a generator to ``(c s s)``.
+        train: Whether to replace unreadable pictures.
+        classes: First-level folder names; a picture's label is the position of its own. Empty, or without one that
+            occurs: no labels.
+        channels: 1, 3 or 4.
+        seed: Seed of the transform.
+        max_bad: How many unreadable pictures in a row are put up with.
+
+    Raises:
+        ValueError: If the first `max_bad` pictures are all unreadable.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        paths: Sequence[str],
+        transform: Callable[[Tensor, torch.Generator], Tensor],
+        train: bool = True,
+        classes: Sequence[str] = (),
+        channels: int = 3,
+        seed: int = 0,
+        max_bad: int = 64,
+    ) -> None:
+        self.root = root
+        self.transform = transform
+        self.train = train
+        self.channels = channels
+        self.seed = seed
+        self.max_bad = max_bad
+        # One array of bytes instead of a list of str: a million Python objects would be copied into every worker, page
+        # by page, as their reference counts change.
+        self._paths = np.array([os.fsencode(path) for path in paths])
+        numbers = {name: number for number, name in enumerate(classes)}
+        labels = [numbers.get(PurePosixPath(path).parts[0], -1) for path in paths]
+        self._labels = np.array(labels) if -1 not in labels else None
+        self._first_readable(0, 0)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, item: tuple[int, int]) -> Sample | BadSample:
+        epoch, index = item
+        return self._first_readable(epoch, index) if self.train else self._read(epoch, index)
+
+    def _read(self, epoch: int, index: int) -> Sample | BadSample:
+        path = os.fsdecode(self._paths[index])
+        try:
+            image = decode_image(self.root / path, self.channels)
+            image = self.transform(image, sample_generator(self.seed, epoch, path))
+        except BadImageError as error:
+            return BadSample(path, error.kind, error.reason)
+        return {"image": image, "key": path, "label": None if self._labels is None else int(self._labels[index])}
+
+    def _first_readable(self, epoch: int, index: int) -> Sample:
+        bad = []
+        for offset in range(min(self.max_bad, len(self))):
+            sample = self._read(epoch, (index + offset) % len(self))
+            if not isinstance(sample, BadSample):
+                return sample | {"bad": bad}
+            bad.append(sample)
+        listed = "; ".join(f"{sample.key}: {sample.kind} ({sample.reason})" for sample in bad[:3])
+        raise ValueError(f"{len(bad)} pictures in a row below {self.root.absolute()} are unreadable, such as {listed}")

@@ -1,0 +1,71 @@
+"""A training loader that can start where a checkpoint stopped."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning import Trainer
+from torch.utils.data import DataLoader, Dataset
+
+from vistok.data.collate import Batch
+
+
+class TrainLoader(DataLoader):
+    """A `DataLoader` whose every pass is one epoch, and which knows and can take a position.
+
+    It has ``state_dict`` and ``load_state_dict``, which Lightning stores in its checkpoints and calls before it makes
+    the iterator. The position counts the batches that the Trainer has *processed* (Lightning increases that counter
+    once per batch, between the optimiser step and ``on_train_batch_end``), so neither what workers fetched ahead nor a
+    batch whose step was interrupted is lost.
+
+    Args:
+        dataset: A map-style data set with an `EpochBatchSampler` as ``batch_sampler``; or an iterable one that yields
+            whole batches and has ``set_epoch``, ``start_at`` and a length.
+        trainer: The Trainer that consumes the batches. None: every pass is the next epoch, and ``state_dict`` tells
+            where the current pass began.
+        **options: Further arguments of `DataLoader`.
+    """
+
+    def __init__(self, dataset: Dataset, trainer: Trainer | None = None, **options: Any) -> None:
+        # Iterators draw a base seed for their workers: from a generator of their own, not from the global one.
+        super().__init__(dataset, generator=torch.Generator().manual_seed(0), **options)
+        self._source: Any = options.get("batch_sampler") or dataset
+        self._trainer: Any = trainer  # the counters read here are not in Lightning's declared types
+        self._epoch = 0 if trainer is None else self._trainer.fit_loop.epoch_progress.current.processed
+        self._batch = 0
+        self._origin: int | None = None  # number of processed batches when the current pass began
+
+    def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        # Lightning sometimes drops an iterator unused: the epoch advances only if something was taken from it.
+        if self._origin is not None and (self._trainer is None or self._processed() > self._origin):
+            self._epoch, self._batch = self._epoch + 1, 0
+        self._origin = self._processed()
+        self._source.set_epoch(self._epoch)
+        self._source.start_at(self._batch)
+        return self._pass(super().__iter__())
+
+    def _pass(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        # With max_steps and no validation, Lightning resumes a checkpoint of an epoch's end by asking for one batch
+        # more of that epoch. It is told that there is none, and goes on to the next epoch.
+        trainer = self._trainer
+        if trainer is None or trainer.fit_loop.epoch_loop.batch_progress.current.ready < self._length():
+            yield from batches
+
+    def _processed(self) -> int:
+        return 0 if self._trainer is None else self._trainer.fit_loop.epoch_loop.batch_progress.total.processed
+
+    def _length(self) -> int:
+        """Batches of an epoch that are trained on."""
+        return len(self) if self._trainer is None else int(min(len(self), self._trainer.num_training_batches))
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch and batch that training needs next."""
+        batch = self._batch if self._origin is None else self._batch + self._processed() - self._origin
+        if batch >= self._length():
+            return {"epoch": self._epoch + 1, "batch": 0}
+        return {"epoch": self._epoch, "batch": batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Begin the next pass at a position of `state_dict`."""
+        self._epoch, self._batch = state["epoch"], state["batch"]
+        self._origin = None

@@ -1,0 +1,185 @@
+"""Resizing, cropping and flipping uint8 pictures, and the value range of the model.
+
+Pictures are uint8 ``(c h w)`` until they are batched. Resizing is PIL's: its filters are antialiased, and RGBA is
+filtered with premultiplied alpha, so that the colour of invisible pixels does not bleed in. All random draws come from
+a `torch.Generator`; `sample_generator` makes it from the seed, the epoch and the sample, so a sample looks the same in
+whichever process, and after however many restarts, it is loaded.
+"""
+
+import hashlib
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from vistok.data.decode import BadImageError
+
+FILTERS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+MAX_RESIZED_PIXELS = 2**27
+
+
+def mix(seed: int, *parts: int | str) -> int:
+    """A 63-bit number that depends on every part: the BLAKE2b hash of them all, the same on every machine."""
+    text = os.fsencode("/".join(map(str, (seed, *parts))))  # a part may be a file name that is no UTF-8
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
+def sample_generator(seed: int, epoch: int, sample: int | str) -> torch.Generator:
+    """The source of all random draws for one sample in one epoch, a pure function of the three arguments."""
+    return torch.Generator().manual_seed(mix(seed, epoch, sample))
+
+
+def check_filter(name: str) -> str:
+    """`name` if it is a resize filter.
+
+    Raises:
+        ValueError: If it is not; the message lists those that are.
+    """
+    if name not in FILTERS:
+        raise ValueError(f"resize_filter must be one of {', '.join(FILTERS)}; got {name!r}")
+    return name
+
+
+def resize(
+    image: UInt8[Tensor, "c h w"], height: int, width: int, resize_filter: str = "bicubic"
+) -> UInt8[Tensor, "c h2 w2"]:
+    """Resize by PIL's antialiased filter of that name; a picture that has the size already is returned as it is."""
+    resample = FILTERS[check_filter(resize_filter)]
+    if image.shape[1:] == (height, width):
+        return image
+    return F.pil_to_tensor(F.to_pil_image(image).resize((width, height), resample))
+
+
+def resize_short_side(
+    image: UInt8[Tensor, "c h w"], size: int, resize_filter: str = "bicubic"
+) -> UInt8[Tensor, "c h2 w2"]:
+    """Resize, up or down, so that the short side is `size` pixels and the aspect ratio stays.
+
+    Raises:
+        BadImageError: If the picture is so elongated that the result would have more than 2**27 pixels.
+    """
+    short = min(image.shape[1:])
+    height, width = (max(size, round(side * size / short)) for side in image.shape[1:])
+    if height * width > MAX_RESIZED_PIXELS:
+        raise BadImageError("too large", f"{image.shape[2]}x{image.shape[1]} pixels would become {width}x{height}")
+    return resize(image, height, width, resize_filter)
+
+
+def center_crop(image: UInt8[Tensor, "c h w"], size: int) -> UInt8[Tensor, "c s s"]:
+    """Cut the `size` x `size` pixels in the middle, which the picture must have."""
+    return F.center_crop(image, [size, size])
+
+
+def random_crop(image: UInt8[Tensor, "c h w"], size: int, generator: torch.Generator) -> UInt8[Tensor, "c s s"]:
+    """Cut `size` x `size` pixels, which the picture must have, at a uniformly drawn place."""
+    top, left = (int(torch.randint(side - size + 1, (), generator=generator)) for side in image.shape[1:])
+    return image[:, top : top + size, left : left + size]
+
+
+def random_resized_crop(
+    image: UInt8[Tensor, "c h w"],
+    size: int,
+    scale: Sequence[float],
+    generator: torch.Generator,
+    resize_filter: str = "bicubic",
+) -> UInt8[Tensor, "c s s"]:
+    """Cut a square at a random place, of a random share of the largest square's area, and resize it.
+
+    The aspect ratio is never changed: a tokenizer should not learn stretched pictures.
+
+    Args:
+        image: Picture of any size.
+        size: Side of the result in pixels.
+        scale: Smallest and largest share of the area, in (0, 1].
+        generator: Source of the random draws.
+        resize_filter: One of `FILTERS`.
+    """
+    low, high = scale
+    share = low + (high - low) * torch.rand((), generator=generator).item()
+    side = max(1, round(min(image.shape[1:]) * math.sqrt(share)))
+    return resize(random_crop(image, side, generator), size, size, resize_filter)
+
+
+def random_flip(image: UInt8[Tensor, "c h w"], generator: torch.Generator) -> UInt8[Tensor, "c h w"]:
+    """Mirror left and right in half of the cases."""
+    return F.horizontal_flip(image) if torch.rand((), generator=generator) < 0.5 else image
+
+
+def to_model_range(images: UInt8[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Map 0..255 to float32 in [-1, 1]: ``x / 127.5 - 1``."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(images: Float[Tensor, "..."]) -> UInt8[Tensor, "..."]:
+    """Invert `to_model_range` for any float images: clamp to [-1, 1], round to the nearest integer, half to even."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """Random square crop of a whole picture, and flip.
+
+    Args:
+        size: Side of the result in pixels.
+        resize_filter: One of `FILTERS`.
+        crop_scale: None resizes the short side to `size` and crops at random; a range such as ``(0.5, 1.0)`` cuts a
+            square of that share of the largest square's area and resizes it.
+        flip: Whether to mirror half of the pictures.
+
+    Raises:
+        ValueError: If the filter is unknown or the range is not inside (0, 1].
+    """
+
+    size: int
+    resize_filter: str = "bicubic"
+    crop_scale: Sequence[float] | None = None
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        check_filter(self.resize_filter)
+        scale = self.crop_scale
+        if scale is not None and not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
+            raise ValueError(f"crop_scale must be null or two shares of the area such as [0.5,1.0], got {list(scale)}")
+
+    def __call__(self, image: UInt8[Tensor, "c h w"], generator: torch.Generator) -> UInt8[Tensor, "c s s"]:
+        """Transform one picture."""
+        if self.crop_scale is None:
+            image = random_crop(resize_short_side(image, self.size, self.resize_filter), self.size, generator)
+        else:
+            image = random_resized_crop(image, self.size, self.crop_scale, generator, self.resize_filter)
+        return random_flip(image, generator) if self.flip else image
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """Resize the short side and cut the centre square: the one view of a picture that evaluation looks at.
+
+    Args:
+        size: Side of the result in pixels.
+        resize_filter: One of `FILTERS`.
+
+    Raises:
+        ValueError: If the filter is unknown.
+    """
+
+    size: int
+    resize_filter: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        check_filter(self.resize_filter)
+
+    def __call__(
+        self, image: UInt8[Tensor, "c h w"], generator: torch.Generator | None = None
+    ) -> UInt8[Tensor, "c s s"]:
+        """Transform one picture; nothing is random."""
+        return center_crop(resize_short_side(image, self.size, self.resize_filter), self.size)

@@ -1,0 +1,220 @@
+"""Evaluate a tokenizer on a set of images in one streaming pass."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from vistok.evaluation.measures import IMAGE_METRICS, ImageMeasures
+from vistok.evaluation.protocol import check_protocol, describe
+from vistok.evaluation.references import References
+from vistok.evaluation.result import Evaluation
+from vistok.metric.codebook_usage import CodebookUsage
+from vistok.tokenizer import Tokenizer
+
+T = TypeVar("T")
+CODEBOOK_METRICS = (
+    "utilisation",
+    "perplexity",
+    "entropy_bits",
+    "dead_codes",
+    "tokens",
+    "expected_uniform_utilisation",
+)
+
+
+@torch.inference_mode()
+def evaluate(
+    tokenizer: Tokenizer,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    protocol: Mapping[str, Any],
+    lpips: str | None = "vgg",
+    rfid: bool = True,
+    weights: str | Path | None = None,
+    device: torch.device | str | None = None,
+    references: bool = True,
+    examples: int = 8,
+    train_usage: Mapping[str, float] | None = None,
+) -> Evaluation:
+    """Measure reconstructions, codebook usage and speed of a tokenizer.
+
+    One pass in one process; only `examples` worst and best images stay in memory. The tokenizer runs in the precision
+    of the surrounding autocast, every metric in float32 on 8-bit-rounded images.
+
+    Args:
+        tokenizer: Evaluated in evaluation mode; its mode is restored.
+        batches: Dicts with ``images`` float ``(b c H W)`` in [-1, 1], all of one size, and if known ``keys`` (one
+            name per image) and ``bad`` (one entry per sample the source could not read).
+        protocol: Where the images come from: at least ``dataset``, ``split``, ``resize`` and ``crop``. The rest is
+            added here.
+        lpips: ``vgg``, ``alex`` or None for no LPIPS.
+        rfid: Whether to compute rFID.
+        weights: Folder of the LPIPS and Inception weights; default: the environment variable ``VISTOK_WEIGHTS``.
+            Where they are missing, so is the metric, with the reason.
+        device: Where to run; default: where the tokenizer is. The tokenizer is moved there.
+        references: Whether to measure trivial codecs on the same images.
+        examples: How many worst and best reconstructions to keep.
+        train_usage: Codebook metrics measured in training, kept beside the held-out ones as ``train_*``.
+
+    Raises:
+        ValueError: If the protocol lacks an entry, there are no images, an image does not fit the tokenizer or is
+            outside [-1, 1], or a reconstruction has another shape or is not finite.
+    """
+    check_protocol(protocol)
+    device = (
+        torch.device(device)
+        if device is not None
+        else next((p.device for p in tokenizer.parameters()), torch.device("cpu"))
+    )
+    was_training = tokenizer.training
+    tokenizer.to(device).eval()
+    try:
+        options = {"lpips": lpips, "rfid": rfid, "weights": weights, "examples": examples}
+        run = _Run(tokenizer, device, references, options)
+        for batch in batches:
+            run.update(batch)
+        return run.result(protocol, train_usage or {})
+    finally:
+        tokenizer.train(was_training)
+
+
+class _Run:
+    """Everything accumulated in one pass."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, device: torch.device, references: bool, options: Mapping[str, Any]
+    ) -> None:
+        self.tokenizer, self.device, self.references, self.options = tokenizer, device, references, options
+        self.shape: tuple[int, ...] = ()
+        self.keys: list[str] = []
+        self.bad = 0
+        self.speed: dict[str, list[float]] = {"encode": [], "decode": []}
+        self.measures: ImageMeasures | None = None
+        sizes = tokenizer.quantizer.codebook_sizes
+        self.usage = CodebookUsage(sizes, sync_on_compute=False).to(device) if sizes else None
+
+    def update(self, batch: Mapping[str, Any]) -> None:
+        self.bad += len(batch.get("bad", ()))
+        images = batch["images"].to(self.device)
+        if not len(images):
+            return
+        keys = list(batch.get("keys") or (str(len(self.keys) + i) for i in range(len(images))))
+        self._check_images(images, keys)
+        if not self.shape:
+            self._start(images)
+        self.keys += keys
+        quantized = self._timed("encode", len(images), lambda: self.tokenizer.encode(images))
+        decoded = self._timed("decode", len(images), lambda: self.tokenizer.decode(quantized.codes, images.shape[2:]))
+        _check_finite(decoded, keys)
+        if self.usage is not None:
+            self.usage.update(quantized.indices)
+        if self.measures is not None:
+            if decoded.shape != images.shape:
+                raise ValueError(f"the decoder gave {tuple(decoded.shape)} for images {tuple(images.shape)}")
+            self.measures.update(decoded, images, keys)
+
+    def _check_images(self, images: Tensor, keys: Sequence[str]) -> None:
+        if not images.is_floating_point() or images.ndim != 4:
+            raise ValueError(f"evaluate takes float images (b c H W), got {images.dtype} {tuple(images.shape)}")
+        if len(keys) != len(images):
+            raise ValueError(f"a batch has {len(images)} images but {len(keys)} keys")
+        if self.shape and images.shape[1:] != self.shape:
+            raise ValueError(
+                f"all images must have one shape, got {tuple(images.shape[1:])} after {self.shape}: "
+                "resize and crop them alike"
+            )
+        low, high = images.aminmax()
+        # Also true for NaN. The margin is for resize filters that overshoot by a rounding.
+        if not (low >= -1.001 and high <= 1.001):
+            raise ValueError(
+                f"images must be in [-1, 1], got values from {low:.4g} to {high:.4g}: use pixels / 127.5 - 1"
+            )
+
+    def _start(self, images: Tensor) -> None:
+        size = tuple(images.shape[2:])
+        try:
+            grid = self.tokenizer.grid(size)
+        except ValueError as error:
+            raise ValueError(f"images of {size} do not fit this tokenizer ({error}): resize or crop them") from error
+        self.shape = tuple(images.shape[1:])
+        if self.tokenizer.decoder.output == "images":
+            rate = self.tokenizer.bits_per_pixel(size)
+            references = References(size, grid, images.shape[1], rate) if self.references else None
+            self.measures = ImageMeasures(self.shape, self.device, references=references, **self.options)
+        # The first run allocates memory and chooses kernels: it is not timed.
+        self.tokenizer.decode(self.tokenizer.encode(images).codes, size)
+
+    def _timed(self, name: str, count: int, function: Callable[[], T]) -> T:
+        self._synchronize()
+        start = time.perf_counter()
+        result = function()
+        self._synchronize()
+        self.speed[name].append(count / max(time.perf_counter() - start, 1e-9))
+        return result
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def result(self, protocol: Mapping[str, Any], train_usage: Mapping[str, float]) -> Evaluation:
+        if not self.keys:
+            raise ValueError(
+                f"there was no image to evaluate ({self.bad} samples were unreadable): check the data source and split"
+            )
+        evaluation = Evaluation(
+            metrics={},
+            missing={},
+            protocol=self._protocol(protocol),
+            codebook_sizes=tuple(self.tokenizer.quantizer.codebook_sizes),
+            per_image={"key": self.keys},
+            bad=self.bad,
+        )
+        self._add_images(evaluation)
+        self._add_codes(evaluation)
+        metrics = evaluation.metrics
+        metrics |= {f"{name}_images_per_second": median(values) for name, values in self.speed.items()}
+        metrics |= {f"train_{name}": float(train_usage[name]) for name in CODEBOOK_METRICS if name in train_usage}
+        return evaluation
+
+    def _add_images(self, evaluation: Evaluation) -> None:
+        measures = self.measures
+        if measures is None:
+            reason = "the decoder gives the features of a teacher, not images"
+            evaluation.missing |= dict.fromkeys((*IMAGE_METRICS, "rfid"), reason)
+            return
+        metrics, evaluation.notes = measures.compute()
+        evaluation.metrics |= metrics
+        evaluation.missing |= measures.missing
+        evaluation.per_image |= measures.per_image
+        evaluation.worst, evaluation.best = measures.examples.worst(), measures.examples.best()
+        if measures.references is not None:
+            evaluation.references = measures.references.compute()
+            evaluation.missing |= {f"reference {name}": why for name, why in measures.references.missing.items()}
+
+    def _add_codes(self, evaluation: Evaluation) -> None:
+        if self.usage is None:
+            evaluation.missing |= dict.fromkeys(
+                (*CODEBOOK_METRICS, "bits_per_pixel"), "a continuous tokenizer has no codes"
+            )
+            return
+        values, evaluation.usage = self.usage.compute(), self.usage.counts()
+        evaluation.metrics |= {name: float(values[name]) for name in CODEBOOK_METRICS}
+        evaluation.metrics["bits_per_pixel"] = self.tokenizer.bits_per_pixel(self.shape[1:])
+        if len(evaluation.usage) > 1:
+            evaluation.per_codebook = {name: values[f"{name}_per_codebook"].tolist() for name in CODEBOOK_METRICS}
+
+    def _protocol(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        dtype = next((parameter.dtype for parameter in self.tokenizer.parameters()), torch.float32)
+        networks = self.measures.protocol if self.measures is not None else {}
+        return {**given, **describe(self.shape, len(self.keys), self.device, dtype), **networks}
+
+
+def _check_finite(decoded: Tensor, keys: Sequence[str]) -> None:
+    bad = ~torch.isfinite(decoded).flatten(1).all(1)
+    if bad.any():
+        raise ValueError(f"the reconstruction of {keys[int(bad.nonzero()[0])]!r} holds NaN or infinite values")

@@ -1,0 +1,196 @@
+"""The report as one self-contained HTML page: no script, nothing loaded from elsewhere, light and dark."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+
+from matplotlib.axes import Axes
+
+from vistok.evaluation.pictures import ERROR_GAIN, data_uri, error_map, png_uri, to_rgb
+from vistok.evaluation.plots import DARK, LIGHT, Theme, draw_psnr, draw_rates, draw_usage, figure_png
+from vistok.evaluation.result import Evaluation, Example
+from vistok.evaluation.table import number, rows, without_empty_columns
+
+# Pictures with a shorter side are enlarged by a whole number, without smoothing.
+PICTURE_SIDE = 128
+TILES = (
+    ("psnr", "PSNR", ".2f", " dB"),
+    ("ssim", "SSIM", ".4f", ""),
+    ("lpips", "LPIPS", ".4f", ""),
+    ("rfid", "rFID", ".2f", ""),
+    ("train_utilisation", "utilisation, training", ".1%", ""),
+    ("utilisation", "utilisation, held-out", ".1%", ""),
+    ("perplexity", "perplexity", ",.0f", ""),
+    ("bits_per_pixel", "bits per pixel", ".4g", ""),
+    ("encode_images_per_second", "encode, images/s", ",.0f", ""),
+    ("decode_images_per_second", "decode, images/s", ",.0f", ""),
+)
+STYLE = """
+:root {
+  color-scheme: light dark;
+  --ink: #1d2127; --soft: #5b636e; --line: #d8dde3; --paper: #fff; --tile: #f4f6f8; --accent: #1f6feb;
+}
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e8ed; --soft: #98a1ac; --line: #333941; --paper: #15181d; --tile: #1e2329; --accent: #6cb0ff; }
+}
+* { box-sizing: border-box; }
+body {
+  margin: 0 auto; max-width: 1250px; padding: 24px;
+  background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif;
+}
+h1 { font-size: 26px; margin: 0 0 4px; overflow-wrap: anywhere; }
+h2 { font-size: 18px; margin: 36px 0 10px; border-bottom: 1px solid var(--line); padding-bottom: 4px; }
+p, figcaption, .soft { color: var(--soft); margin: 4px 0 10px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(118px, 1fr)); gap: 10px; margin: 18px 0; }
+.tile { background: var(--tile); border-radius: 8px; padding: 10px 12px; }
+.tile b { display: block; font-size: 21px; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.tile span { color: var(--soft); font-size: 12.5px; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td {
+  text-align: left; padding: 6px 12px 6px 0; border-bottom: 1px solid var(--line);
+  vertical-align: top; overflow-wrap: anywhere;
+}
+.numbers th + th, .numbers td + td { text-align: right; padding: 6px 0 6px 12px; overflow-wrap: normal; }
+.numbers td:first-child { white-space: nowrap; }
+.numbers tbody tr:first-child td { font-weight: 600; color: var(--accent); }
+.pairs th { width: 230px; font-weight: 500; color: var(--soft); }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); gap: 20px; }
+.plots { margin-top: 16px; }
+.plots figure, .examples figure { margin: 0; }
+.plots img { width: 100%; height: auto; }
+.examples { display: flex; flex-wrap: wrap; gap: 12px 10px; }
+.triple { display: flex; flex-wrap: wrap; gap: 3px; }
+.triple img { image-rendering: pixelated; max-width: 100%; }
+pre { background: var(--tile); border-radius: 8px; padding: 12px; white-space: pre-wrap; overflow-wrap: anywhere; }
+"""
+
+
+def html_page(evaluation: Evaluation, title: str, command: str) -> str:
+    """The page of an evaluation.
+
+    Args:
+        evaluation: What `evaluate` returned.
+        title: Heading.
+        command: Command line that reproduces the numbers.
+    """
+    protocol = evaluation.protocol
+    size = "x".join(str(side) for side in protocol.get("size", ()))
+    subtitle = (
+        f"{protocol.get('images', 0):,} images of {size} pixels, {protocol.get('dataset')}, {protocol.get('split')}"
+    )
+    parts = [
+        f"<h1>{escape(title)}</h1><p>{escape(subtitle)}</p>",
+        _tiles(evaluation),
+        _rates(evaluation),
+        _examples("Worst reconstructions", evaluation.worst),
+        _examples("Best reconstructions", evaluation.best),
+        _usage(evaluation),
+        _pairs("Not measured", evaluation.missing.items()),
+        _pairs("Protocol", [(name, _text(value)) for name, value in protocol.items()]),
+        f"<h2>Reproduce</h2><pre>{escape(command)}</pre>",
+    ]
+    meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    head = f"<head>{meta}<title>{escape(title)}</title><style>{STYLE}</style></head>"
+    body = "\n".join(parts)
+    return f'<!DOCTYPE html>\n<html lang="en">{head}<body>\n{body}\n</body></html>\n'
+
+
+def _tiles(evaluation: Evaluation) -> str:
+    tiles = [
+        f'<div class="tile"><b>{number(evaluation.metrics[metric], form)}{unit}</b><span>{label}</span></div>'
+        for metric, label, form, unit in TILES
+        if metric in evaluation.metrics
+    ]
+    notes = [f"{name}: {note}" for name, note in evaluation.notes.items()]
+    if evaluation.bad:
+        notes.append(f"{evaluation.bad} samples were unreadable and are not counted")
+    return f'<div class="tiles">{"".join(tiles)}</div>' + "".join(f"<p>{escape(note)}</p>" for note in notes)
+
+
+def _rates(evaluation: Evaluation) -> str:
+    notes = "".join(f"<p>{escape(f'{entry.name}: {entry.note}')}</p>" for entry in evaluation.references if entry.note)
+    table = _numbers(*without_empty_columns(rows({"tokenizer": evaluation})))
+    return f"<h2>Rate and distortion</h2>{table}{notes}{_rate_plots(evaluation)}"
+
+
+def _rate_plots(evaluation: Evaluation) -> str:
+    plots = ""
+    if evaluation.references:
+        plots += _plot("PSNR against rate", lambda axes, theme: draw_rates(axes, theme, evaluation))
+    if values := evaluation.per_image.get("psnr"):
+        plots += _plot("PSNR of single images", lambda axes, theme: draw_psnr(axes, theme, values))
+    return f'<div class="plots">{plots}</div>' if plots else ""
+
+
+def _examples(heading: str, examples: Sequence[Example]) -> str:
+    if not examples:
+        return ""
+    figures = []
+    for example in examples:
+        height, width = example.original.shape[1:]
+        factor = max(1, round(PICTURE_SIDE / min(height, width)))
+        pictures = {
+            "original": to_rgb(example.original),
+            "reconstruction": to_rgb(example.reconstruction),
+            "error": error_map(example.reconstruction, example.original),
+        }
+        images = "".join(
+            f'<img src="{data_uri(picture)}" width="{width * factor}" height="{height * factor}" alt="{name}">'
+            for name, picture in pictures.items()
+        )
+        caption = f"{escape(example.key)}, {example.psnr:.2f} dB"
+        figures.append(f'<figure><div class="triple">{images}</div><figcaption>{caption}</figcaption></figure>')
+    legend = f"<p>Original, reconstruction, absolute error times {ERROR_GAIN}.</p>"
+    return f'<h2>{heading}</h2>{legend}<div class="examples">{"".join(figures)}</div>'
+
+
+def _usage(evaluation: Evaluation) -> str:
+    if not evaluation.usage:
+        return ""
+    metrics = evaluation.metrics
+    text = (
+        f"{metrics['utilisation']:.1%} of {sum(evaluation.codebook_sizes):,} codes occur "
+        f"in {metrics['tokens']:,.0f} tokens (uniform draws would use {metrics['expected_uniform_utilisation']:.1%}); "
+        f"perplexity {metrics['perplexity']:,.1f}, entropy {metrics['entropy_bits']:.2f} bits, "
+        f"{metrics['dead_codes']:,.0f} dead codes."
+    )
+    if "train_utilisation" in metrics:
+        text += f" In training: utilisation {metrics['train_utilisation']:.1%}."
+    table = ""
+    if evaluation.per_codebook:
+        names = [name for name in evaluation.per_codebook if name != "tokens"]
+        columns = zip(evaluation.codebook_sizes, *(evaluation.per_codebook[name] for name in names), strict=True)
+        body = [
+            [str(position), f"{size:,}", *(f"{value:.5g}" for value in values)]
+            for position, (size, *values) in enumerate(columns)
+        ]
+        table = _numbers(["codebook", "codes", *(name.replace("_", " ") for name in names)], body)
+    figure = _plot("Occurrences of codes", lambda axes, theme: draw_usage(axes, theme, evaluation.usage), (12.0, 3.2))
+    return f'<h2>Codebook usage</h2><p>{text}</p>{table}<div class="plots">{figure}</div>'
+
+
+def _plot(alternative: str, draw: Callable[[Axes, Theme], None], size: tuple[float, float] = (6.4, 3.4)) -> str:
+    light, dark = (png_uri(figure_png(draw, theme, size=size)) for theme in (LIGHT, DARK))
+    source = f'<source srcset="{dark}" media="(prefers-color-scheme: dark)">'
+    return f'<figure><picture>{source}<img src="{light}" alt="{alternative}"></picture></figure>'
+
+
+def _numbers(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    top, lines = line(head, "th"), "".join(line(cells, "td") for cells in body)
+    table = f'<table class="numbers"><thead>{top}</thead><tbody>{lines}</tbody></table>'
+    return f'<div class="scroll">{table}</div>'
+
+
+def _pairs(heading: str, pairs: Iterable[tuple[str, str]]) -> str:
+    lines = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in pairs)
+    return f'<h2>{heading}</h2><table class="pairs">{lines}</table>' if lines else ""
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_text(entry)}" for name, entry in value.items())
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,121 @@
+"""Plots of an evaluation, drawn with explicit figures so that no global state of matplotlib is touched."""
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from vistok.evaluation.result import Evaluation
+
+
+class Theme(NamedTuple):
+    """Colours of a plot: text and axes, series, and the background of a saved file."""
+
+    ink: str
+    main: str
+    other: str
+    paper: str
+
+
+LIGHT = Theme(ink="#3a3f47", main="#1f6feb", other="#8a6d1a", paper="#ffffff")
+DARK = Theme(ink="#c3c9d1", main="#6cb0ff", other="#d9b64a", paper="#15181d")
+SERIES = ("#1f6feb", "#d1495b", "#2a9d6f", "#b07d00", "#7d5ba6", "#00868b", "#8c564b", "#6b7280")
+# A line of more points than the plot has pixels only makes the file larger.
+MAX_POINTS = 1000
+
+
+def plot_usage(counts: Int[Tensor, " _"] | Sequence[Int[Tensor, " _"]], path: str | Path) -> None:
+    """Write a PNG of how often each code occurs, most frequent first, on a logarithmic axis.
+
+    Args:
+        counts: Occurrences of each code, one tensor per codebook.
+        path: File to write.
+    """
+    png = figure_png(lambda axes, theme: draw_usage(axes, theme, counts), LIGHT, transparent=False)
+    Path(path).write_bytes(png)
+
+
+def figure_png(
+    draw: Callable[[Axes, Theme], None],
+    theme: Theme,
+    *,
+    size: tuple[float, float] = (6.4, 3.4),
+    transparent: bool = True,
+) -> bytes:
+    """PNG of a figure of one pair of axes.
+
+    Args:
+        draw: Draws into the axes.
+        theme: Colours.
+        size: Width and height in inches of 160 pixels.
+        transparent: Whether the page shows through.
+    """
+    figure = Figure(figsize=size, layout="constrained", facecolor="none" if transparent else theme.paper)
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot(facecolor="none")
+    axes.tick_params(colors=theme.ink, labelsize=10)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(theme.ink)
+    axes.grid(color=theme.ink, alpha=0.15, linewidth=0.8)
+    axes.set_axisbelow(True)
+    draw(axes, theme)
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set(color=theme.ink, size=11)
+    file = io.BytesIO()
+    canvas.figure.savefig(file, format="png", dpi=160)
+    return file.getvalue()
+
+
+def draw_usage(axes: Axes, theme: Theme, counts: Tensor | Sequence[Tensor]) -> None:
+    """Occurrences of each code by rank; codes that never occur end the line."""
+    codebooks = [counts] if isinstance(counts, Tensor) else list(counts)
+    for position, codebook in enumerate(codebooks):
+        used = codebook[codebook > 0].sort(descending=True).values
+        if not len(used):
+            continue
+        rank = torch.linspace(0, len(used) - 1, min(len(used), MAX_POINTS)).round().long()
+        color = theme.main if len(codebooks) == 1 else SERIES[position % len(SERIES)]
+        x, y = (rank + 1).numpy(), used[rank].numpy()
+        axes.plot(x, y, color=color, linewidth=1.6, label=f"codebook {position}", drawstyle="steps-mid")
+        if len(codebooks) == 1:
+            axes.fill_between(x, y, 0.5, color=color, alpha=0.2, step="mid")
+    size = max(len(codebook) for codebook in codebooks)
+    axes.set(yscale="log", xlim=(0.5, size + 0.5), xlabel=f"codes by rank, of {size:,}", ylabel="occurrences")
+    axes.set_ylim(bottom=0.8)
+    if 1 < len(codebooks) <= len(SERIES):
+        axes.legend(frameon=False, labelcolor=theme.ink, fontsize=9)
+
+
+def draw_psnr(axes: Axes, theme: Theme, values: Sequence[float]) -> None:
+    """Distribution of the PSNR of single images."""
+    axes.hist(np.asarray(values), bins=min(40, max(5, round(len(values) ** 0.5))), color=theme.main, alpha=0.8)
+    axes.axvline(float(np.mean(values)), color=theme.other, linewidth=1.6, linestyle="--")
+    axes.set(xlabel="PSNR of an image, dB (dashed: mean)", ylabel="images")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def draw_rates(axes: Axes, theme: Theme, evaluation: Evaluation) -> None:
+    """PSNR against bits per pixel: the tokenizer and its references."""
+    points = [("tokenizer", evaluation.metrics.get("bits_per_pixel"), evaluation.metrics.get("psnr"))]
+    points += [(entry.name.split(",")[0], entry.bits_per_pixel, entry.psnr) for entry in evaluation.references]
+    for name, rate, value in points:
+        if rate is None or value is None:
+            continue
+        ours = name == "tokenizer"
+        color = theme.main if ours else theme.other
+        axes.scatter([rate], [value], color=color, s=70 if ours else 40, marker="o" if ours else "s", zorder=3)
+        # On opposite sides, because the tokenizer and the patch colour have the same rate.
+        offset, side = ((-9, -4), "right") if ours else ((9, -4), "left")
+        axes.annotate(name, (rate, value), offset, textcoords="offset points", color=color, fontsize=10, ha=side)
+    axes.set(xlabel="bits per pixel", ylabel="PSNR, dB")
+    axes.margins(0.3, 0.15)

@@ -1,0 +1,137 @@
+"""What an evaluation holds, and its form on disk."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass
+class Reference:
+    """A trivial codec measured on the same images.
+
+    Attributes:
+        name: What it does, with its settings.
+        psnr: Mean over images, dB.
+        ssim: Mean over images; None where the images are too small.
+        bits_per_pixel: Bits it spends, not counting what every image shares.
+        note: What a reader of the numbers must know.
+    """
+
+    name: str
+    psnr: float
+    ssim: float | None
+    bits_per_pixel: float
+    note: str | None = None
+
+
+@dataclass
+class Example:
+    """One image and its reconstruction, uint8 ``(c H W)`` on the CPU."""
+
+    key: str
+    psnr: float
+    original: Tensor
+    reconstruction: Tensor
+
+
+@dataclass
+class Evaluation:
+    """Numbers of one tokenizer on one set of images, and how they were measured.
+
+    Attributes:
+        metrics: Overall numbers. ``psnr`` (dB), ``ssim``, ``ms_ssim``, ``l1``, ``lpips``, ``rfid``, ``utilisation``,
+            ``perplexity``, ``entropy_bits``, ``dead_codes``, ``tokens``, ``expected_uniform_utilisation``,
+            ``bits_per_pixel``, ``encode_images_per_second``, ``decode_images_per_second``; with ``train_`` in front
+            what training measured.
+        missing: Metrics that were not measured, and why.
+        notes: What a reader of a metric must know.
+        protocol: How everything was measured.
+        references: Trivial codecs on the same images.
+        codebook_sizes: Number of codes of each codebook; empty for continuous tokenizers.
+        usage: Occurrences of each code, one tensor per codebook.
+        per_codebook: The codebook metrics of each codebook, where there are several.
+        per_image: Columns of equal length: ``key``, and per-image values of the image metrics.
+        worst: Examples of the lowest PSNR, worst first.
+        best: Examples of the highest PSNR, best first, without those in `worst`.
+        bad: Samples the data source could not read.
+    """
+
+    metrics: dict[str, float]
+    missing: dict[str, str]
+    protocol: dict[str, Any]
+    notes: dict[str, str] = field(default_factory=dict)
+    references: list[Reference] = field(default_factory=list)
+    codebook_sizes: tuple[int, ...] = ()
+    usage: list[Tensor] = field(default_factory=list)
+    per_codebook: dict[str, list[float]] = field(default_factory=dict)
+    per_image: dict[str, list[Any]] = field(default_factory=dict)
+    worst: list[Example] = field(default_factory=list)
+    best: list[Example] = field(default_factory=list)
+    bad: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types; numbers that are not finite become None, pictures and code counts are left out."""
+        return _plain(
+            {
+                "metrics": self.metrics,
+                "missing": self.missing,
+                "notes": self.notes,
+                "references": [vars(reference) for reference in self.references],
+                "codebook_sizes": self.codebook_sizes,
+                "per_codebook": self.per_codebook,
+                "worst": [{"key": example.key, "psnr": example.psnr} for example in self.worst],
+                "best": [{"key": example.key, "psnr": example.psnr} for example in self.best],
+                "bad": self.bad,
+                "protocol": self.protocol,
+                "per_image": self.per_image,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Evaluation":
+        """The numbers of a saved evaluation, without pictures and code counts.
+
+        Raises:
+            ValueError: If this is not what `to_json` gives.
+        """
+        if not {"metrics", "protocol"} <= set(data):
+            raise ValueError(f"a saved evaluation has the keys metrics and protocol, got {sorted(data)}")
+        return cls(
+            metrics={name: value for name, value in data["metrics"].items() if value is not None},
+            missing=dict(data.get("missing", {})),
+            protocol=dict(data["protocol"]),
+            notes=dict(data.get("notes", {})),
+            references=[Reference(**reference) for reference in data.get("references", [])],
+            codebook_sizes=tuple(data.get("codebook_sizes", ())),
+            per_codebook=dict(data.get("per_codebook", {})),
+            per_image=dict(data.get("per_image", {})),
+            bad=data.get("bad", 0),
+        )
+
+
+def read_evaluation(path: str | Path) -> Evaluation:
+    """Evaluation saved as ``metrics.json``.
+
+    Args:
+        path: The file, or the folder that `write_report` wrote.
+    """
+    path = Path(path)
+    path = path / "metrics.json" if path.is_dir() else path
+    return Evaluation.from_json(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, Tensor):
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)

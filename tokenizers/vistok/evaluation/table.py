@@ -1,0 +1,102 @@
+"""Tables of evaluations: in the terminal, and as rows for the report."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vistok.evaluation.result import Evaluation
+
+
+class Column(NamedTuple):
+    """A column: its title, the metric it shows and the format of its numbers."""
+
+    title: str
+    metric: str
+    form: str
+
+
+COLUMNS = (
+    Column("PSNR dB", "psnr", ".2f"),
+    Column("SSIM", "ssim", ".4f"),
+    Column("LPIPS", "lpips", ".4f"),
+    Column("rFID", "rfid", ".2f"),
+    Column("utilisation training", "train_utilisation", ".1%"),
+    Column("utilisation held-out", "utilisation", ".1%"),
+    Column("perplexity", "perplexity", ",.1f"),
+    Column("bits/ pixel", "bits_per_pixel", ".4g"),
+    Column("training images/s", "train_images_per_second", ",.0f"),
+    Column("encode images/s", "encode_images_per_second", ",.0f"),
+    Column("decode images/s", "decode_images_per_second", ",.0f"),
+)
+MIN_WIDTH = 110
+TITLES = ("", *(column.title for column in COLUMNS))
+# What two evaluations may differ in without being less comparable.
+INCIDENTAL = ("device", "versions", "throughput", "precision")
+
+
+def print_table(evaluations: Evaluation | Mapping[str, Evaluation], console: Console | None = None) -> None:
+    """Print tokenizers and references side by side.
+
+    Args:
+        evaluations: One evaluation, or several by name, as `read_evaluation` gives them from saved files. If they
+            were not measured alike, a line below the table says in what they differ.
+        console: Where to print; default: the terminal.
+    """
+    # A file has no width; Rich would fold the cells as in a terminal of 80 columns.
+    console = console or Console()
+    if console.width < MIN_WIDTH and not console.is_terminal:
+        console.width = MIN_WIDTH
+    named = {"tokenizer": evaluations} if isinstance(evaluations, Evaluation) else dict(evaluations)
+    titles, body = without_empty_columns(rows(named))
+    if console.width < MIN_WIDTH:
+        # A narrow terminal gets one line per metric, and a column per tokenizer and reference.
+        titles, *body = (list(line) for line in zip(titles, *body, strict=True))
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
+    table.add_column(titles[0], overflow="fold")
+    for title in titles[1:]:
+        table.add_column(escape(title).replace(" ", "\n"), justify="right", overflow="fold")
+    for row in body:
+        table.add_row(*map(escape, row))
+    console.print(table)
+    for name, evaluation in named.items():
+        for metric, note in evaluation.notes.items():
+            console.print(f"{name}: {metric} {note}", markup=False, highlight=False)
+    if different := differing_protocols(named):
+        console.print(f"Not measured alike, they differ in: {', '.join(different)}", markup=False, highlight=False)
+
+
+def rows(named: Mapping[str, Evaluation]) -> list[list[str]]:
+    """Cells of the tokenizers, then of the references, each reference once."""
+    tokenizers, references = [], {}
+    for name, evaluation in named.items():
+        tokenizers.append([name, *_cells(evaluation.metrics)])
+        for reference in evaluation.references:
+            row = [reference.name, *_cells(vars(reference))]
+            references[tuple(row)] = row
+    return tokenizers + list(references.values())
+
+
+def without_empty_columns(body: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """Titles and rows without the columns that have no number in any row."""
+    kept = [i for i in range(len(TITLES)) if i == 0 or any(row[i] != "-" for row in body)]
+    return [TITLES[i] for i in kept], [[row[i] for i in kept] for row in body]
+
+
+def differing_protocols(named: Mapping[str, Evaluation]) -> list[str]:
+    """Entries of the protocol that are not the same in all evaluations."""
+    protocols = [evaluation.protocol for evaluation in named.values()]
+    names = dict.fromkeys(name for protocol in protocols for name in protocol if name not in INCIDENTAL)
+    return [name for name in names if any(protocol.get(name) != protocols[0].get(name) for protocol in protocols)]
+
+
+def number(value: float | None, form: str) -> str:
+    """A formatted number, or a dash where there is none."""
+    return "-" if value is None else format(value, form)
+
+
+def _cells(metrics: Mapping[str, Any]) -> list[str]:
+    return [number(metrics.get(column.metric), column.form) for column in COLUMNS]

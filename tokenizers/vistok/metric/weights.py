@@ -1,0 +1,40 @@
+"""Where the pretrained networks of the metrics lie: one local folder, nothing is downloaded."""
+
+import hashlib
+import os
+from pathlib import Path
+
+WEIGHTS_VARIABLE = "VISTOK_WEIGHTS"
+
+
+class WeightsNotFoundError(FileNotFoundError):
+    """A file of pretrained weights is not where it was looked for."""
+
+
+def find_weights(name: str, folder: str | Path | None = None) -> Path:
+    """Path of a weights file.
+
+    Args:
+        name: File name, for example ``lpips_vgg_lin.safetensors``.
+        folder: Folder that holds it. Default: the environment variable ``VISTOK_WEIGHTS``.
+
+    Raises:
+        WeightsNotFoundError: If no folder is known or the folder does not hold the file.
+    """
+    folder = folder if folder is not None else os.environ.get(WEIGHTS_VARIABLE)
+    advice = f"pass weights='folder-with-{name}' or set the environment variable {WEIGHTS_VARIABLE} to that folder"
+    if not folder:
+        raise WeightsNotFoundError(f"no folder was given for {name}: {advice}")
+    path = Path(folder) / name
+    if not path.is_file():
+        raise WeightsNotFoundError(f"there is no file {path}: {advice}")
+    return path
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
