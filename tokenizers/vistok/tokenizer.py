@@ -18,9 +18,9 @@ from vistok.quantizer.base import Quantized, Quantizer
 class Projection(nn.Linear):
     """1x1 convolution for grids of any rank: ``(b e *grid) -> (b d *grid)``."""
 
-    def forward(self, features: Float[Tensor, "b e *grid"]) -> Float[Tensor, "b d *grid"]:
+    def forward(self, input: Float[Tensor, "b e *grid"]) -> Float[Tensor, "b d *grid"]:
         """Apply the linear map to the channels of every position."""
-        return super().forward(features.movedim(1, -1)).movedim(-1, 1)
+        return super().forward(input.movedim(1, -1)).movedim(-1, 1)
 
 
 class Reconstruction(NamedTuple):
@@ -143,15 +143,24 @@ class Tokenizer(Configurable, nn.Module):
         weights of rank 0.
 
         Args:
-            images: A training batch; its features at all positions must be more than the channels of a code.
+            images: A training batch.
+
+        Raises:
+            ValueError: If there is no projection, or the batch has too few positions.
         """
         if not isinstance(self.to_codes, Projection):
             raise ValueError("projection=none leaves nothing to whiten: set projection=linear or module.whiten=false")
         rows = self.encoder(images).movedim(1, -1).flatten(0, -2).double()
+        rows = rows[rows.isfinite().all(-1)]
+        if len(rows) < 2 * self.quantizer.dim:
+            raise ValueError(
+                f"whitening {self.quantizer.dim} channels needs at least {2 * self.quantizer.dim} positions in the "
+                f"first batch, got {len(rows)}: raise data.batch_size, or set module.whiten=false"
+            )
         mean = rows.mean(0)
         values, vectors = torch.linalg.eigh(torch.cov(rows.T))
         kept = slice(len(values) - self.quantizer.dim, None)
-        weight = (vectors[:, kept] / values[kept].clamp(min=1e-12).sqrt()).T
+        weight = (vectors[:, kept] / values[kept].clamp(min=1e-6 * values[-1]).sqrt()).T
         self.to_codes.weight.copy_(weight)
         self.to_codes.bias.copy_(-weight @ mean)
         distributed.broadcast(self.to_codes.weight)

@@ -112,16 +112,13 @@ def _explain_override(error: ConfigCompositionException, config_name: str) -> st
     key = match[1].split("@")[0]
     if "." not in key and "No match in the defaults list" in text:
         return f"no group {key!r}; groups are {', '.join(groups)}{_similar(key, groups)}"
-    *parents, name = key.split(".")
     node, walked = _composed_without(key, config_name), []
-    for part in (*parents, name):
-        keys = (
-            sorted(str(item) for item in node if not str(item).startswith("_")) if isinstance(node, DictConfig) else []
-        )
+    for part in key.split("."):
+        keys = sorted(item for item in node if not item.startswith("_")) if isinstance(node, dict) else []
         if part not in keys:
             where = ".".join(walked) or "the top level"
             return f"no setting {key!r}: {where} has {', '.join(keys) or 'no settings'}{_similar(part, keys)}"
-        node = node._get_node(part)
+        node = node[part]
         walked.append(part)
     return "; ".join(line.strip() for line in text.splitlines() if line.strip())
 
@@ -142,7 +139,7 @@ def _similar(name: str, allowed: list[str]) -> str:
     return f". Did you mean {close[0]}?" if close else ""
 
 
-def _composed_without(key: str, config_name: str) -> DictConfig:
+def _composed_without(key: str, config_name: str) -> Any:
     """The config composed from those overrides of the command line that choose groups, to see which keys exist."""
     from hydra.core.global_hydra import GlobalHydra
 
@@ -156,6 +153,4 @@ def _composed_without(key: str, config_name: str) -> DictConfig:
         if override.key_or_group in groups and override.key_or_group != key and not override.is_sweep_override():
             chosen.append(argument)
     with hydra.initialize_config_dir(str(configs_folder()), version_base="1.3"):
-        config = hydra.compose(config_name, overrides=chosen)
-    OmegaConf.set_struct(config, False)
-    return config
+        return OmegaConf.to_container(hydra.compose(config_name, overrides=chosen))

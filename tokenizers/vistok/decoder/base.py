@@ -41,5 +41,5 @@ class Decoder(Configurable, nn.Module, ABC):
 
     @property
     @abstractmethod
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         """Weight of the layer that produces the images."""

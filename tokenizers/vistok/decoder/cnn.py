@@ -79,5 +79,5 @@ class CNNDecoder(Decoder):
 
     @property
     @override
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         return self.conv_out.weight

@@ -38,6 +38,12 @@ class FSQ(PositionwiseQuantizer):
         1000
     """
 
+    _half: Tensor
+    _offset: Tensor
+    _shift: Tensor
+    _levels: Tensor
+    _basis: Tensor
+
     def __init__(self, levels: Sequence[int], eps: float = 1e-3) -> None:
         super().__init__()
         levels = tuple(levels)

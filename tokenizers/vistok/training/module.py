@@ -97,7 +97,7 @@ class TokenizerModule(lightning.LightningModule):
             )
         return total
 
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> Reconstruction | None:
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> Any:
         """Metrics of one held-out batch; None if none of its pictures could be read."""
         images = batch["images"]
         if not len(images):
@@ -123,7 +123,7 @@ class TokenizerModule(lightning.LightningModule):
             rank_zero_only=True,
         )
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """One optimiser, one schedule stepped with it."""
         optimizer = self.make_optimizer(self.tokenizer)
         total_steps = int(self.trainer.estimated_stepping_batches)
@@ -132,7 +132,7 @@ class TokenizerModule(lightning.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Drop the gradients of a step that is not finite, so that the optimiser leaves everything as it is."""
-        norm = grad_norm(self.tokenizer, norm_type=2).get("grad_2.0_norm_total", torch.tensor(0.0))
+        norm = torch.as_tensor(grad_norm(self.tokenizer, norm_type=2).get("grad_2.0_norm_total", 0.0))
         # DDP has averaged the gradients, so every rank comes to the same decision.
         self._step_is_finite = bool(torch.isfinite(norm))
         if self._step_is_finite:
@@ -213,11 +213,11 @@ def mean_squared_correlation(features: Float[Tensor, "b d *grid"]) -> Float[Tens
 
 def random_states() -> dict[str, Any]:
     """States of all global random generators, as plain values and tensors that load without pickle."""
-    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    name, keys, position, has_gauss, gauss = np.random.get_state()
     states = {
         "python": list(random.getstate()[1]),
         "python_gauss": random.getstate()[2],
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],
+        "numpy": [name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, gauss],
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():

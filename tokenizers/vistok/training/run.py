@@ -97,6 +97,7 @@ def finish(
 ) -> dict[str, Any]:
     """Evaluate the trained tokenizer, write its bundle and report, print the table."""
     tokenizer = module.tokenizer.eval()
+    bundle = vistok.save(tokenizer, folder / "bundle")  # at once, so that nothing that follows can lose it
     data.trainer = None  # from here on this process looks at the whole data, not at a rank's share
     training_usage = usage_on_training_crops(tokenizer, data, config.final.usage_tokens_per_code)
     evaluation = evaluate(
@@ -109,16 +110,17 @@ def finish(
     )
     if training_usage:
         evaluation.notes["train_utilisation"] = (
-            f"is counted over {int(training_usage['tokens']):,} tokens of training crops that no step has seen; uniform "
-            f"draws would use {float(training_usage['expected_uniform_utilisation']):.1%}"
+            f"is counted over {int(training_usage['tokens']):,} tokens of training crops that no step has seen; "
+            f"uniform draws would use {float(training_usage['expected_uniform_utilisation']):.1%}"
         )
-    throughput = next((callback for callback in trainer.callbacks if isinstance(callback, Throughput)), None)  # type: ignore[attr-defined]
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    throughput = next((callback for callback in callbacks if isinstance(callback, Throughput)), None)
     if throughput is not None and throughput.seconds:
         evaluation.metrics["train_images_per_second"] = throughput.images_per_second
     evaluation.metrics["train_steps"] = trainer.global_step
     evaluation.metrics["train_seconds"] = round(time.perf_counter() - started, 1)
     measured = {"metrics": evaluation.metrics, "protocol": evaluation.protocol, "command": command}
-    bundle = vistok.save(tokenizer, folder / "bundle", measured=measured, overwrite=True)
+    vistok.save(tokenizer, bundle, measured=measured, overwrite=True)
     write_report(evaluation, folder, title=str(config.name), command=command or "")
     print_table({str(config.name): evaluation})
     show_paths(folder, bundle)

@@ -24,7 +24,8 @@ class WeightEMA(WeightAveraging):
 
         def average(averaged: Any, current: Any, num_averaged: Tensor | int) -> None:
             count = int(num_averaged)
-            torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + count) / (10 + count)))
+            # The function behind torch.optim.swa_utils.get_ema_multi_avg_fn, whose decay is fixed.
+            torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + count) / (10 + count)))  # pyright: ignore
 
         super().__init__(use_buffers=False, multi_avg_fn=average)
         self.every = every
