@@ -13,11 +13,6 @@ from vistok.quantizer import FSQ, VectorQuantizer
 from vistok.training.module import TokenizerModule, mean_squared_correlation, random_states, set_random_states
 from vistok.training.schedule import constant, cosine
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-]
-
 
 def make(quantizer=None, **arguments):
     tokenizer = vistok.Tokenizer(
@@ -51,7 +46,7 @@ def fit(module, batches, **arguments):
         enable_model_summary=False,
         **arguments,
     )
-    trainer.fit(module, DataLoader(batches, batch_size=None))
+    trainer.fit(module, DataLoader(batches, batch_size=None), DataLoader([batch()], batch_size=None))
     return trainer
 
 

@@ -16,8 +16,6 @@ from vistok.training import run as run_module
 from vistok.training.callbacks import TrainingInterrupted
 from vistok.training.run import train
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
-
 
 def weights(folder):
     return load_file(folder / "bundle" / "model.safetensors")
@@ -115,7 +113,7 @@ def test_a_signal_saves_and_gives_the_exit_code_of_a_shell(tiny, monkeypatch, nu
 
 
 def test_the_run_folder_holds_everything(tiny):
-    config, folder = tiny("run", "callbacks.pictures.folder=x", "callbacks.pictures.num_images=2")
+    config, folder = tiny("run")
     config.callbacks.pictures = {
         "_target_": "vistok.training.callbacks.Pictures",
         "folder": str(folder),

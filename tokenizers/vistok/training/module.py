@@ -168,6 +168,9 @@ class TokenizerModule(lightning.LightningModule):
         """Add the config and the random states, so that a resumed run continues bit for bit."""
         checkpoint["vistok_tokenizer"] = json.dumps(config_of(self.tokenizer))
         checkpoint["vistok_random_states"] = random_states()
+        # Rows that are still in memory would be missing after a crash, and a resumed run does not log them again.
+        for logger in self.trainer.loggers:
+            logger.save()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another architecture; keep its random states for the first batch."""

@@ -15,7 +15,7 @@ from typing import Any
 import lightning
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
 from omegaconf import DictConfig, OmegaConf
 
@@ -110,8 +110,8 @@ def finish(
     )
     if training_usage:
         evaluation.notes["train_utilisation"] = (
-            f"is counted over {int(training_usage['tokens']):,} tokens of training crops that no step has seen; "
-            f"uniform draws would use {float(training_usage['expected_uniform_utilisation']):.1%}"
+            f"is counted over {training_usage['tokens']:,.0f} tokens of training crops that no step has seen; "
+            f"uniform draws would use {training_usage['expected_uniform_utilisation']:.1%}"
         )
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     throughput = next((callback for callback in callbacks if isinstance(callback, Throughput)), None)
@@ -144,6 +144,7 @@ def make_trainer(config: DictConfig, folder: Path) -> lightning.Trainer:
         config.trainer,
         callbacks=callbacks,
         logger=make_loggers(config, folder) or False,
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         default_root_dir=str(folder),
         plugins=[AtomicCheckpointIO()],
     )
@@ -164,7 +165,7 @@ def make_loggers(config: DictConfig, folder: Path) -> list[Logger]:
     return loggers
 
 
-def usage_on_training_crops(tokenizer: vistok.Tokenizer, data: DataModule, tokens_per_code: float) -> dict[str, Any]:
+def usage_on_training_crops(tokenizer: vistok.Tokenizer, data: DataModule, tokens_per_code: float) -> dict[str, float]:
     """Codebook usage on at least ``tokens_per_code * codebook_size`` tokens of training crops that no step has seen.
 
     A held-out set is often too small to show every code, whatever the tokenizer: this count is large enough to tell.
@@ -186,7 +187,7 @@ def usage_on_training_crops(tokenizer: vistok.Tokenizer, data: DataModule, token
                 seen += indices.numel() // tokenizer.quantizer.num_codebooks
                 if seen >= wanted:
                     break
-    return usage.compute()
+    return {name: float(value) for name, value in usage.compute().items() if value.ndim == 0}
 
 
 def quiet_libraries() -> None:
@@ -199,6 +200,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")
     warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")
     warnings.filterwarnings("ignore", ".*does not have many workers which may be a bottleneck")
+    warnings.filterwarnings("ignore", "The dirpath has changed from")  # a resumed run has a folder of its own
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
 
 
@@ -271,9 +273,8 @@ def continue_csv(logger: CSVLogger, checkpoint: Path) -> None:
     with previous.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if float(row["step"]) < step]
     for row in rows:
-        logger.log_metrics(
-            {key: float(value) for key, value in row.items() if value and key != "step"}, step=int(float(row["step"]))
-        )
+        # As text, so that every number stays as it was written.
+        logger.log_metrics({key: value for key, value in row.items() if value and key != "step"}, step=int(row["step"]))  # pyright: ignore
     logger.save()
 
 

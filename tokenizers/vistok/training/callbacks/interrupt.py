@@ -69,6 +69,8 @@ class InterruptCheckpoint(Callback):
         if received:
             path = self.folder / "last.ckpt"
             trainer.save_checkpoint(path)
+            # Lightning logs the metrics of a batch after this hook, which does not return.
+            trainer._logger_connector.update_train_step_metrics()
             raise TrainingInterrupted(self._received or signal.SIGTERM, path)
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
