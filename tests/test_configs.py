@@ -26,9 +26,10 @@ def yamls(*groups):
 def composed(name="train", *overrides):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose(name, overrides=list(overrides), return_hydra_config=True)
-    HydraConfig.instance().set_config(config)
     OmegaConf.set_struct(config, False)
+    OmegaConf.set_readonly(config.hydra, False)
     config.hydra.runtime.output_dir = "runs/test"
+    HydraConfig.instance().set_config(config)
     return config
 
 
@@ -43,11 +44,18 @@ def test_every_part_builds(path):
     assert isinstance(part, Configurable)
 
 
+def arguments_of(cls):
+    """Arguments of a constructor; `**options` stands for those of the base class."""
+    parameters = inspect.signature(cls).parameters
+    names = {name for name, parameter in parameters.items() if parameter.kind != inspect.Parameter.VAR_KEYWORD}
+    return names if len(names) == len(parameters) else names | arguments_of(cls.__mro__[1])
+
+
 @pytest.mark.parametrize("path", yamls(*MIRRORED, "loss", "data", "tokenizer"), ids=name_of)
 def test_every_yaml_lists_every_argument(path):
     config = OmegaConf.load(path)
     cls = get_class(config._target_)
-    arguments = set(inspect.signature(cls).parameters) - ELSEWHERE.get(cls.__name__, set())
+    arguments = arguments_of(cls) - ELSEWHERE.get(cls.__name__, set())
     assert {str(key) for key in config if not str(key).startswith("_")} == arguments
 
 
@@ -57,6 +65,14 @@ def test_every_public_class_has_a_yaml(group):
     public = {name for name in module.__all__ if not inspect.isabstract(getattr(module, name))} - {"Quantized"}
     targets = {OmegaConf.load(path)._target_.rsplit(".", 1)[-1] for path in yamls(group)}
     assert targets == public
+
+
+@pytest.mark.parametrize("path", yamls("experiment"), ids=name_of)
+def test_every_experiment_composes_and_builds(path):
+    config = composed("train", f"experiment={path.stem}")
+    part = vistok.build(OmegaConf.to_container(config.tokenizer, resolve=True))
+    assert isinstance(part, vistok.Tokenizer)
+    assert config.name == path.stem
 
 
 @pytest.mark.parametrize("path", yamls("logger", "trainer", "callbacks", "scheduler", "optimizer", "loss"), ids=name_of)
@@ -80,4 +96,4 @@ def nodes(value):
 def test_every_group_folder_is_used():
     config = composed()
     groups = {path.name for path in CONFIGS.iterdir() if path.is_dir() and any(path.glob("*.yaml"))}
-    assert groups - {"experiment"} <= set(config) | {"experiment"}
+    assert groups <= set(config) | {"experiment"}

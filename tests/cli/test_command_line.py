@@ -69,7 +69,8 @@ def test_a_mistyped_override_lists_what_is_allowed(tmp_path, overrides, message)
     ("overrides", "message"),
     [
         (["quantizer.levels=[1,5]"], "levels must be a list of integers of at least 3, such as [8,5,5,5]; got [1, 5]"),
-        (["data=image_folder"], "data.root has no default"),
+        (["data=image_folder"], "data.root is not set: set it to a folder of pictures"),
+        (["data=webdataset"], "data.val_shards has no default"),
         (["data=image_folder", "data.root=/nowhere/photos"], "/nowhere/photos"),
         (["data.image_size=65"], "image size must be a multiple of 8 pixels, got 65x65"),
         (["encoder.attention=everywhere"], "attention must be none or last, got 'everywhere'"),

@@ -122,6 +122,8 @@ def test_a_truncated_file_is_an_error_that_names_it(bundle, name, share):
         "vistok.hub.files.os.system",
         "vistok.config.importlib.import_module",
         "vistok.load",
+        "vistok.cli.__main__.main",
+        "vistok.training.module.TokenizerModule",
         7,
     ],
 )
@@ -131,6 +133,13 @@ def test_a_foreign_target_is_refused_and_nothing_is_executed(bundle, tmp_path, t
     with pytest.raises(ValueError, match="nothing was executed"):
         vistok.load(bundle)
     assert not (tmp_path / "trap").exists()
+
+
+def test_half_precision_is_widened_and_loads(tmp_path):
+    tokenizer = make().bfloat16()
+    loaded = vistok.load(vistok.save(tokenizer, tmp_path / "half"))
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, tokenizer.state_dict()[name].to(tensor.dtype)), name
 
 
 def test_a_foreign_target_is_refused_wherever_it_hides(bundle):

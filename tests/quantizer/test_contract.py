@@ -153,7 +153,9 @@ def test_autocast_does_not_change_the_indices(quantizer, grid):
     outside = quantizer.eval()(features).indices
     with torch.autocast("cpu", torch.bfloat16):
         inside = quantizer(features)
+        inverted = quantizer.codes_to_indices(features)
     assert torch.equal(inside.indices, outside)
+    assert torch.equal(inverted, quantizer.codes_to_indices(features))
     assert inside.codes.dtype == torch.float32
 
 

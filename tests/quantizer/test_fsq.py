@@ -67,7 +67,7 @@ def test_the_gradient_is_that_of_the_bounding_function():
     torch.testing.assert_close(features.grad, expected)
 
 
-@pytest.mark.parametrize("levels", [[], [1, 5], [2, 5], [8, 5.0], [True, 5]])
+@pytest.mark.parametrize("levels", [[], [1, 5], [2, 5], [True, 5]])
 def test_impossible_levels_are_an_error(levels):
     with pytest.raises(ValueError, match=r"levels must be a list of integers of at least 3, such as \[8,5,5,5\]"):
         FSQ(levels)

@@ -101,6 +101,29 @@ def test_resuming_gives_the_weights_of_the_uninterrupted_run_bit_for_bit(
     assert rows(resumed) == rows(whole)
 
 
+def test_resuming_from_the_checkpoint_of_a_validation_gives_the_same_weights(tiny):
+    config, whole = tiny("whole", *QUANTIZERS["vq_ema"])
+    train(config, whole)
+    best = next((whole / "checkpoints").glob("best*.ckpt"))
+    assert 0 < torch.load(best, weights_only=True)["global_step"] <= 12
+    config, resumed = tiny("resumed", *QUANTIZERS["vq_ema"], f"ckpt={best}")
+    train(config, resumed)
+    assert_equal_weights(weights(resumed), weights(whole))
+
+
+def test_resuming_a_finished_run_gives_its_weights_again(tiny):
+    config, whole = tiny("whole", "trainer.val_check_interval=5")
+    train(config, whole)
+    last = whole / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    assert checkpoint["global_step"] == 12
+    name = "tokenizer.to_codes.weight"
+    assert not torch.equal(checkpoint["current_model_state"][name], checkpoint["state_dict"][name])
+    config, resumed = tiny("resumed", f"ckpt={last}")
+    train(config, resumed)
+    assert_equal_weights(weights(resumed), weights(whole))
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_gives_the_exit_code_of_a_shell(tiny, monkeypatch, number, code):
     config, folder = tiny("run")

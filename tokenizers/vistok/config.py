@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import nn
 
+# Subpackages whose classes a config may name.
+PARTS = ("encoder", "quantizer", "decoder", "tokenizer")
 PLAIN = (str, int, float, bool, type(None))
 
 
@@ -106,6 +108,11 @@ def _resolve(target: Any, where: str) -> type:
             f"{where}._target_ is {target!r}: only classes of vistok are built from a config; nothing was executed"
         )
     module_name, _, class_name = target.rpartition(".")
+    # Checked before the import: importing a module runs it.
+    if target != "vistok.Tokenizer" and target.split(".")[1] not in PARTS:
+        raise ValueError(
+            f"{where}._target_ is {target!r}: vistok has no module class of that name; nothing was executed"
+        )
     try:
         cls = getattr(importlib.import_module(module_name), class_name, None)
     except ImportError:

@@ -150,7 +150,7 @@ class Tokenizer(Configurable, nn.Module):
         """
         if not isinstance(self.to_codes, Projection):
             raise ValueError("projection=none leaves nothing to whiten: set projection=linear or module.whiten=false")
-        rows = self.encoder(images).movedim(1, -1).flatten(0, -2).double()
+        rows = self.encoder(images).movedim(1, -1).flatten(0, -2).cpu().double()
         rows = rows[rows.isfinite().all(-1)]
         if len(rows) < 2 * self.quantizer.dim:
             raise ValueError(
@@ -159,10 +159,11 @@ class Tokenizer(Configurable, nn.Module):
             )
         mean = rows.mean(0)
         values, vectors = torch.linalg.eigh(torch.cov(rows.T))
-        kept = slice(len(values) - self.quantizer.dim, None)
+        # Codes may have more channels than the features; the channels beyond keep their random start.
+        kept = slice(max(len(values) - self.quantizer.dim, 0), None)
         weight = (vectors[:, kept] / values[kept].clamp(min=1e-6 * values[-1]).sqrt()).T
-        self.to_codes.weight.copy_(weight)
-        self.to_codes.bias.copy_(-weight @ mean)
+        self.to_codes.weight[: len(weight)] = weight.to(self.to_codes.weight)
+        self.to_codes.bias[: len(weight)] = (-weight @ mean).to(self.to_codes.bias)
         distributed.broadcast(self.to_codes.weight)
         distributed.broadcast(self.to_codes.bias)
 

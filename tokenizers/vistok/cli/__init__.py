@@ -1,6 +1,7 @@
 """The console script ``vistok``: one module per subcommand, with the same Hydra overrides as the root scripts."""
 
 import importlib
+import importlib.util
 import sys
 
 SUBCOMMANDS = {
@@ -13,8 +14,11 @@ def main() -> None:
     """Dispatch ``vistok SUBCOMMAND [overrides]``."""
     arguments = sys.argv[1:]
     if arguments and arguments[0] in SUBCOMMANDS:
-        sys.argv = [f"{sys.argv[0]} {arguments[0]}", *arguments[1:]]
-        importlib.import_module(f"vistok.cli.{arguments[0]}").main()
+        module = f"vistok.cli.{arguments[0]}"
+        sys.argv = [sys.argv[0], *arguments[1:]]
+        # Lightning starts the other processes of a run as `python -m <name of __main__>` with the same arguments.
+        sys.modules["__main__"].__spec__ = importlib.util.find_spec(module)
+        importlib.import_module(module).main()
         return
     if arguments == ["--version"]:
         from vistok import __version__

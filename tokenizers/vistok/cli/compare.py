@@ -14,7 +14,7 @@ class CompareRuns(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Read every ``metrics.json`` below the sweep folder."""
         folder = Path(config.hydra.sweep.dir)
-        paths = sorted(folder.glob("*/metrics.json"))
+        paths = sorted(folder.glob("*/metrics.json"), key=lambda path: int(path.parent.name.split("_")[0]))
         if not paths:
             return
         from vistok.evaluation.result import read_evaluation

@@ -20,3 +20,7 @@ def task(config: DictConfig) -> dict[str, Any]:
     from vistok.evaluation.run import evaluate_bundle
 
     return evaluate_bundle(config, Path(HydraConfig.get().runtime.output_dir), command_line())
+
+
+if __name__ == "__main__":
+    main()

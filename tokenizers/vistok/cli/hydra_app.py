@@ -52,14 +52,7 @@ def run(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         hydra.main(version_base="1.3", config_path=str(configs_folder()), config_name=config_name)(checked)()
-    except (
-        HydraException,
-        OmegaConfBaseException,
-        ValueError,
-        FileNotFoundError,
-        FileExistsError,
-        NotADirectoryError,
-    ) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("VISTOK_TRACEBACK"):
             raise
         sys.stderr.write(f"error: {explain(error, config_name)}\n(VISTOK_TRACEBACK=1 shows where it was raised)\n")
@@ -74,8 +67,12 @@ def command_line(without: str = "") -> str:
     """
     # Not sys.argv: it has the choices of a whole sweep, and a run folder that exists by now.
     overrides = [item for item in HydraConfig.get().overrides.task if not (without and item.startswith(f"{without}="))]
-    script, *subcommand = sys.argv[0].split(" ")
-    program = ["vistok", *subcommand] if subcommand else ["python", Path(script).name]
+    script = Path(sys.argv[0])
+    started_as = getattr(sys.modules["__main__"].__spec__, "name", "")
+    if started_as.startswith("vistok.cli."):
+        program = ["vistok", started_as.rpartition(".")[2]]
+    else:
+        program = ["python", script.name]
     return shlex.join([*program, *overrides])
 
 
@@ -101,7 +98,7 @@ def explain(error: Exception, config_name: str) -> str:
 
 def _explain_override(error: ConfigCompositionException, config_name: str) -> str:
     text = str(error)
-    groups = sorted(path.name for path in configs_folder().iterdir() if path.is_dir())
+    groups = _groups(config_name)
     if isinstance(error, MissingConfigException):
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         members = sorted(map(str, error.options or ()))
@@ -121,6 +118,12 @@ def _explain_override(error: ConfigCompositionException, config_name: str) -> st
         node = node[part]
         walked.append(part)
     return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _groups(config_name: str) -> list[str]:
+    """Groups in the defaults list of a config."""
+    defaults = OmegaConf.load(configs_folder() / f"{config_name}.yaml").defaults
+    return sorted(str(key) for entry in defaults if isinstance(entry, DictConfig) for key in entry)
 
 
 def refuse_unknown_settings(config: DictConfig, config_name: str) -> None:
@@ -144,7 +147,7 @@ def _composed_without(key: str, config_name: str) -> Any:
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
-    groups = {path.name for path in configs_folder().iterdir() if path.is_dir()}
+    groups = _groups(config_name)
     chosen = []
     for argument in sys.argv[1:]:
         if "=" not in argument or argument.startswith("-"):

@@ -39,8 +39,13 @@ def refuse_existing_folder() -> None:
     given = [
         argument.split("=", 1)[1].strip("'\"") for argument in sys.argv[1:] if argument.startswith("hydra.run.dir=")
     ]
-    if given and "LOCAL_RANK" not in os.environ and (Path(given[-1]) / "run.json").exists():
+    rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
+    if given and rank == "0" and (Path(given[-1]) / "run.json").exists():
         last = Path(given[-1]) / "checkpoints" / "last.ckpt"
         hint = f"resume that run with ckpt={last}" if last.exists() else "it has no checkpoint to resume from"
         sys.stderr.write(f"error: {given[-1]} holds a run already: choose another hydra.run.dir; {hint}\n")
         sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -183,7 +183,7 @@ class PhotosData(DataModule):
     def protocol(self) -> dict[str, Any]:
         """What evaluation looks at."""
         return {
-            "dataset": "photographs in scikit-image and scikit-learn: " + ", ".join(self.eval_dataset.names),
+            "dataset": "photographs in scikit-image: " + ", ".join(self.eval_dataset.names),
             "split": "held-out pictures",
             "num_images": len(self.eval_dataset),
             "resize": "none",
@@ -196,7 +196,7 @@ class ImageFolderData(DataModule):
     """A folder of pictures; labels are the first-level folders where there are at least two.
 
     Args:
-        root: Folder, searched at any depth.
+        root: Folder, searched at any depth; only evaluation on `val_root` does without.
         file_list: Text file with one path relative to `root` per line; None: every picture below `root`.
         val_root: Folder of validation pictures; where it lies below `root`, training leaves it out. None: a share.
         val_share: Share of the pictures of `root` held out by a hash of their paths, without `val_root`.
@@ -208,7 +208,7 @@ class ImageFolderData(DataModule):
 
     def __init__(
         self,
-        root: str,
+        root: str | None = None,
         file_list: str | None = None,
         val_root: str | None = None,
         val_share: float = 0.05,
@@ -217,13 +217,15 @@ class ImageFolderData(DataModule):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.root = Path(root).expanduser()
+        if root is None and val_root is None:
+            raise ValueError("data.root is not set: set it to a folder of pictures, data.root=/my/photos")
+        self.root = None if root is None else Path(root).expanduser()
         self.file_list = None if file_list is None else Path(file_list).expanduser()
         self.val_root = None if val_root is None else Path(val_root).expanduser()
         self.val_share = val_share
         self.crop_scale = crop_scale
         self.max_bad = _at_least(1, "max_bad", max_bad)
-        if self.val_root is not None and self.val_root.resolve() == self.root.resolve():
+        if self.root and self.val_root and self.val_root.resolve() == self.root.resolve():
             raise ValueError(
                 f"data.val_root and data.root are both {self.root.absolute()}: validation would measure training "
                 "pictures. Leave val_root out to hold out a share"
@@ -232,6 +234,10 @@ class ImageFolderData(DataModule):
     @cached_property
     def _split(self) -> tuple[list[str], list[str], list[str]]:
         """Training paths, validation paths (each below its own root), and classes."""
+        if self.root is None:
+            assert self.val_root is not None  # one of them is, the constructor saw to it
+            val = find_images(self.val_root)
+            return [], val, find_classes(val)
         if self.file_list is not None:
             paths = read_file_list(self.root, self.file_list)
         else:
@@ -245,10 +251,13 @@ class ImageFolderData(DataModule):
         """Training or validation pictures."""
         train, val, classes = self._split
         if split == "train":
+            if self.root is None:
+                raise ValueError("data.root is not set: set it to a folder of training pictures, data.root=/my/photos")
             root, paths = self.root, train
             transform = TrainTransform(self.image_size, self.resize_filter, self.crop_scale, self.flip)
         else:
             root, paths = self.val_root or self.root, val
+            assert root is not None
             transform = EvalTransform(self.eval_size, self.resize_filter)
         return ImageFolder(root, paths, transform, split == "train", classes, self.channels, self.seed, self.max_bad)
 
@@ -269,7 +278,7 @@ class WebDatasetData(DataModule):
     """Tar shards of pictures (``jpg``, ``jpeg``, ``png``, ``webp``; label ``cls``).
 
     Args:
-        shards: Brace pattern of training shards, such as ``/data/train-{00000..00007}.tar``.
+        shards: Brace pattern of training shards, such as ``/data/train-{00000..00007}.tar``; evaluation does without.
         val_shards: Brace pattern of validation shards.
         samples_per_epoch: Training pictures per epoch; None counts them in the tar headers once.
         shuffle_buffer: Undecoded pictures that each worker shuffles among.
@@ -280,7 +289,7 @@ class WebDatasetData(DataModule):
 
     def __init__(
         self,
-        shards: str,
+        shards: str | None,
         val_shards: str,
         samples_per_epoch: int | None = None,
         shuffle_buffer: int = 1000,
@@ -289,7 +298,7 @@ class WebDatasetData(DataModule):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.shards = expand_shards(shards)
+        self.shards = expand_shards(shards) if shards is not None else []
         self.val_shards = expand_shards(val_shards)
         self.val_pattern = val_shards
         if samples_per_epoch is not None:
@@ -304,6 +313,8 @@ class WebDatasetData(DataModule):
     @cached_property
     def num_samples(self) -> int:
         """Training samples per epoch over all ranks."""
+        if not self.shards:
+            raise ValueError("data.shards is not set: set it to a pattern such as '/data/train-{00000..00007}.tar'")
         return self.samples_per_epoch or sum(map(count_samples, self.shards))
 
     @cached_property

@@ -54,7 +54,7 @@ def evaluate_bundle(config: Any, folder: Path, command: str) -> dict[str, Any]:
         examples=config.examples,
     )
     if bad_samples.counts:
-        log.warning("%d unreadable pictures were left out: %s", len(bad_samples), bad_samples.write(folder))
+        log.warning("%d unreadable pictures: %s; %s", len(bad_samples), bad_samples.counts, bad_samples.write(folder))
     write_report(evaluation, folder, title=name_of(bundle), command=command)
     print_table({name_of(bundle): evaluation})
     for metric, reason in evaluation.missing.items():

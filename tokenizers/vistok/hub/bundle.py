@@ -48,9 +48,13 @@ def save(
     """
     from vistok import __version__
 
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     config = {**config_of(tokenizer), "format": FORMAT, "vistok_version": __version__}
-    tensors = {name: tensor.detach().contiguous() for name, tensor in tokenizer.state_dict().items()}
+    # Half precision is widened, which loses nothing: a bundle has the dtypes that its config builds.
+    tensors = {
+        name: (tensor.float() if tensor.is_floating_point() else tensor).detach().contiguous()
+        for name, tensor in tokenizer.state_dict().items()
+    }
     with atomic_folder(folder, overwrite=overwrite) as temporary:
         (temporary / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
         save_file(tensors, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -81,7 +85,8 @@ def load(
     if not isinstance(tokenizer, Tokenizer):
         raise ValueError(f"{folder / CONFIG_FILE} describes a {type(tokenizer).__name__}, not a Tokenizer")
     load_tensors(tokenizer, folder / WEIGHTS_FILE)
-    return tokenizer.to(device).eval()
+    # The format that training uses: convolutions then give the same numbers, bit for bit.
+    return tokenizer.to(device=device).to(memory_format=torch.channels_last).eval()  # pyright: ignore
 
 
 def find_bundle(source: str | Path, revision: str | None = None) -> Path:

@@ -56,7 +56,11 @@ def atomic_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
             # A folder cannot be replaced in one step: the old one steps aside until the new one has its name.
             aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
             folder.replace(aside)
-            temporary.replace(folder)
+            try:
+                temporary.replace(folder)
+            except OSError:
+                aside.replace(folder)
+                raise
             shutil.rmtree(aside)
         else:
             temporary.replace(folder)

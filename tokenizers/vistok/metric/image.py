@@ -36,14 +36,14 @@ def from_uint8(images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
 
 def psnr(reconstructions: Float[Tensor, "b c h w"], originals: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
     """Peak signal-to-noise ratio in dB over all channels and pixels of each image, at most `PSNR_CAP`."""
-    error = to_uint8(reconstructions).double() - to_uint8(originals).double()
+    error = to_uint8(reconstructions).float() - to_uint8(originals).float()
     mean_squared_error = error.div(255).square().flatten(1).mean(1)
     return (-10 * mean_squared_error.log10()).clamp(max=PSNR_CAP)
 
 
 def l1(reconstructions: Float[Tensor, "b c h w"], originals: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
     """Mean absolute error of each image, in [0, 1]."""
-    error = to_uint8(reconstructions).double() - to_uint8(originals).double()
+    error = to_uint8(reconstructions).float() - to_uint8(originals).float()
     return error.div(255).abs().flatten(1).mean(1)
 
 

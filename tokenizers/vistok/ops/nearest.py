@@ -23,6 +23,11 @@ def nearest_code(rows: Float[Tensor, "n d"], codebook: Float[Tensor, "k d"]) -> 
         rows: float32. Rows that hold NaN get index 0.
         codebook: float32 table.
     """
+    with torch.autocast(rows.device.type, enabled=False):
+        return _nearest_code(rows, codebook)
+
+
+def _nearest_code(rows: Tensor, codebook: Tensor) -> Tensor:
     n, k = len(rows), len(codebook)
     half_norms = codebook.square().sum(-1).div_(2)
     code_tile = min(k, MAX_TILE_CODES)

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from lightning.pytorch.utilities import grad_norm
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -68,6 +67,7 @@ class TokenizerModule(lightning.LightningModule):
         self.skipped_in_a_row = 0
         self._step_is_finite = True
         self._restored_random_states: dict[str, Any] | None = None
+        self._training_random_states: dict[str, Any] | None = None
         self.usage = CodebookUsage(tokenizer.quantizer.codebook_sizes)
         if channels_last:
             tokenizer.to(memory_format=torch.channels_last)
@@ -132,7 +132,8 @@ class TokenizerModule(lightning.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Drop the gradients of a step that is not finite, so that the optimiser leaves everything as it is."""
-        norm = torch.as_tensor(grad_norm(self.tokenizer, norm_type=2).get("grad_2.0_norm_total", 0.0))
+        gradients = [parameter.grad for parameter in self.tokenizer.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
         # DDP has averaged the gradients, so every rank comes to the same decision.
         self._step_is_finite = bool(torch.isfinite(norm))
         if self._step_is_finite:
@@ -150,8 +151,7 @@ class TokenizerModule(lightning.LightningModule):
         if self.skipped_in_a_row >= self.max_skipped_steps:
             raise FloatingPointError(
                 f"{self.skipped_in_a_row} steps in a row had a gradient that is not finite: lower optimizer.lr, set "
-                "trainer.gradient_clip_val=1, or use trainer.precision=32-true. Weights and codebook are those of the "
-                "last finite step"
+                "trainer.gradient_clip_val=1, or use trainer.precision=32-true; checkpoints/last.ckpt is from before"
             )
 
     def optimizer_step(
@@ -167,7 +167,9 @@ class TokenizerModule(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the config and the random states, so that a resumed run continues bit for bit."""
         checkpoint["vistok_tokenizer"] = json.dumps(config_of(self.tokenizer))
-        checkpoint["vistok_random_states"] = random_states()
+        # At a validation those of before it, which training goes on with.
+        checkpoint["vistok_random_states"] = self._training_random_states or random_states()
+        checkpoint["vistok_skipped_steps"] = self.skipped_steps
         # Rows that are still in memory would be missing after a crash, and a resumed run does not log them again.
         for logger in self.trainer.loggers:
             logger.save()
@@ -184,6 +186,7 @@ class TokenizerModule(lightning.LightningModule):
                 "Checkpoint / now: " + "; ".join(differences)
             )
         self._restored_random_states = checkpoint["vistok_random_states"]
+        self.skipped_steps = checkpoint["vistok_skipped_steps"]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Restore the random states only now: whatever ran between loading and here may have drawn numbers."""
@@ -200,7 +203,9 @@ class TokenizerModule(lightning.LightningModule):
 
     def on_validation_end(self) -> None:
         """Take the random states up again."""
-        set_random_states(self._training_random_states)
+        if self._training_random_states is not None:
+            set_random_states(self._training_random_states)
+        self._training_random_states = None
 
 
 def mean_squared_correlation(features: Float[Tensor, "b d *grid"]) -> Float[Tensor, ""]:

@@ -17,6 +17,7 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 import vistok
@@ -26,13 +27,14 @@ from vistok.evaluation.report import write_report
 from vistok.evaluation.table import print_table
 from vistok.hub.files import atomic_write
 from vistok.metric.codebook_usage import CodebookUsage
-from vistok.training.callbacks import InterruptCheckpoint, Throughput
+from vistok.training.callbacks import LastCheckpoint, Throughput, WeightEMA
 from vistok.training.checkpoint import AtomicCheckpointIO
 from vistok.training.module import TokenizerModule
 
 log = logging.getLogger(__name__)
 
 RECORD_FILE = "run.json"
+MAX_USAGE_TOKENS = 2**21
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "timm", "torchmetrics", "numpy", "pillow")
 
 
@@ -54,8 +56,10 @@ def train(config: DictConfig, folder: Path, command: str | None = None) -> dict[
     """
     started = time.perf_counter()
     quiet_libraries()
-    refuse_existing_run(folder)
+    if not getattr(rank_zero_only, "rank", 0):  # the other processes of one run share its folder
+        refuse_existing_run(folder)
     check_checkpoint_path(config.ckpt)
+    check_final(config)
     lightning.seed_everything(config.seed, verbose=False)
     data: DataModule = instantiate(config.data)
     tokenizer = build_tokenizer(config, data)
@@ -79,6 +83,9 @@ def train(config: DictConfig, folder: Path, command: str | None = None) -> dict[
             folder,
         )
     trainer.fit(module, data, ckpt_path=config.ckpt, weights_only=True)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, WeightEMA):
+            callback.apply(module)
     if module.skipped_steps:
         log.warning("%d steps were skipped because their gradient was not finite", module.skipped_steps)
     if not trainer.is_global_zero:
@@ -96,8 +103,9 @@ def finish(
     started: float,
 ) -> dict[str, Any]:
     """Evaluate the trained tokenizer, write its bundle and report, print the table."""
-    tokenizer = module.tokenizer.eval()
-    bundle = vistok.save(tokenizer, folder / "bundle")  # at once, so that nothing that follows can lose it
+    # Saved at once, so that nothing that follows can lose it; what is measured is what users will load.
+    bundle = vistok.save(module.tokenizer, folder / "bundle")
+    tokenizer = vistok.load(bundle, device=trainer.strategy.root_device)
     data.trainer = None  # from here on this process looks at the whole data, not at a rank's share
     training_usage = usage_on_training_crops(tokenizer, data, config.final.usage_tokens_per_code)
     evaluation = evaluate(
@@ -132,14 +140,25 @@ def build_tokenizer(config: DictConfig, data: DataModule) -> vistok.Tokenizer:
     plain = OmegaConf.to_container(config.tokenizer, resolve=True)
     assert isinstance(plain, dict)
     tokenizer = vistok.build({**plain, "preprocessing": data.preprocessing})  # type: ignore[dict-item]
+    # Found out now rather than at the first batch or the first validation.
     tokenizer.grid(tokenizer.default_size)
+    tokenizer.grid((data.eval_size, data.eval_size))
     return tokenizer
 
 
 def make_trainer(config: DictConfig, folder: Path) -> lightning.Trainer:
     """Trainer with the callbacks and loggers of the config; everything it writes goes to `folder`."""
+    settings = config.trainer
+    batches = settings.max_steps * settings.accumulate_grad_batches
+    if (
+        settings.max_steps > 0
+        and isinstance(settings.val_check_interval, int)
+        and settings.val_check_interval > batches
+    ):
+        log.info("trainer.val_check_interval=%d is longer than the training: validating once, at its end", batches)
+        settings.val_check_interval = batches
     callbacks: list[Callback] = [instantiate(callback) for callback in config.callbacks.values() if callback]
-    callbacks.append(InterruptCheckpoint(folder / "checkpoints"))
+    callbacks.append(LastCheckpoint(folder / "checkpoints"))
     return instantiate(
         config.trainer,
         callbacks=callbacks,
@@ -173,7 +192,7 @@ def usage_on_training_crops(tokenizer: vistok.Tokenizer, data: DataModule, token
     if not tokens_per_code or not tokenizer.quantizer.codebook_sizes:
         return {}
     usage = CodebookUsage(tokenizer.quantizer.codebook_sizes, sync_on_compute=False)
-    wanted = tokens_per_code * tokenizer.quantizer.codebook_size
+    wanted = min(tokens_per_code * tokenizer.quantizer.codebook_size, MAX_USAGE_TOKENS)
     device = next(tokenizer.parameters()).device
     loader = data.train_dataloader()
     # Crops are a function of the epoch: one that no training reaches gives new ones.
@@ -204,6 +223,15 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
 
 
+def check_final(config: DictConfig) -> None:
+    """Raise a ValueError for settings of the final evaluation that would only be missed after the training."""
+    known = {"usage_tokens_per_code", "lpips", "rfid"}
+    if unknown := set(config.final) - known:
+        raise ValueError(f"no setting final.{min(map(str, unknown))}: final has {', '.join(sorted(known))}")
+    if config.final.lpips not in (None, "vgg", "alex"):
+        raise ValueError(f"final.lpips must be vgg, alex or null, got {config.final.lpips!r}")
+
+
 def refuse_existing_run(folder: Path) -> None:
     """Raise a FileExistsError if `folder` holds a run."""
     if (folder / RECORD_FILE).exists():
@@ -218,6 +246,12 @@ def check_checkpoint_path(path: str | None) -> None:
         raise FileNotFoundError(
             f"ckpt={path} is not a file: pass runs/.../checkpoints/last.ckpt, or leave ckpt out to start anew"
         )
+    if path is not None:
+        try:
+            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # of pickle, zip or torch, in many forms
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"ckpt={path} is not a checkpoint that loads without executing code: {reason}") from error
 
 
 def write_record(config: DictConfig, folder: Path, command: str | None) -> None:

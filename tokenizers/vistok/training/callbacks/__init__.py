@@ -1,7 +1,7 @@
 """Callbacks of training."""
 
 from vistok.training.callbacks.bad_samples import BadSamples
-from vistok.training.callbacks.interrupt import InterruptCheckpoint, TrainingInterrupted
+from vistok.training.callbacks.last_checkpoint import LastCheckpoint, TrainingInterrupted
 from vistok.training.callbacks.pictures import Pictures
 from vistok.training.callbacks.progress import Progress
 from vistok.training.callbacks.throughput import Throughput
@@ -9,7 +9,7 @@ from vistok.training.callbacks.weight_ema import WeightEMA
 
 __all__ = [
     "BadSamples",
-    "InterruptCheckpoint",
+    "LastCheckpoint",
     "Pictures",
     "Progress",
     "Throughput",

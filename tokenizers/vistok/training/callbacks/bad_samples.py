@@ -1,5 +1,6 @@
 """Pictures that could not be read: named in the log and listed in the run folder."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 
 from vistok.data.bad_samples import BadSampleLog
+
+log = logging.getLogger(__name__)
 
 
 class BadSamples(Callback):
@@ -36,6 +39,11 @@ class BadSamples(Callback):
     ) -> None:
         """Look at a held-out batch."""
         self._collect(trainer, batch)
+
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Say how many there were, by kind."""
+        if len(self.samples):
+            log.warning("%d unreadable pictures: %s; listed in bad_samples.csv", len(self.samples), self.samples.counts)
 
     def _collect(self, trainer: lightning.Trainer, batch: Any) -> None:
         before = len(self.samples)

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 
+from vistok import distributed
 from vistok.evaluation.pictures import reconstruction_grid
 from vistok.evaluation.plots import plot_usage
 
@@ -57,8 +58,8 @@ class Pictures(Callback):
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Write the pictures and hand the grid to the logger."""
         pairs, self._pairs, self._seen = self._pairs, [], 0
-        # All ranks take part in the reduction that `compute` does.
-        counts = pl_module.usage.counts()
+        # All ranks take part in the reduction.
+        counts = [distributed.all_reduce_sum(count.to(pl_module.device)).cpu() for count in pl_module.usage.counts()]
         if not trainer.is_global_zero or not pairs:
             return
         originals, reconstructions = (torch.stack(images) for images in zip(*pairs, strict=True))

@@ -36,7 +36,7 @@ class Throughput(Callback):
             self.images += images
             self.seconds += seconds
             self._window = (self._window[0] + images, self._window[1] + seconds)
-            if (batch_idx + 1) % self.every == 0:
+            if (trainer.fit_loop.total_batch_idx + 1) % self.every == 0:
                 pl_module.log("images/s", self._window[0] / self._window[1], prog_bar=True)
                 self._window = (0, 0.0)
         self._started = now

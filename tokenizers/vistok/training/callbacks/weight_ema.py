@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import lightning
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
@@ -29,6 +30,18 @@ class WeightEMA(WeightAveraging):
 
         super().__init__(use_buffers=False, multi_avg_fn=average)
         self.every = every
+        self.applied = False
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Give the module the average."""
+        super().on_train_end(trainer, pl_module)
+        self.applied = True
+
+    def apply(self, pl_module: lightning.LightningModule) -> None:
+        """Give the module the average unless it has it: Lightning does not when it resumes a finished training."""
+        if not self.applied:
+            self._copy_average_to_current(pl_module)
+            self.applied = True
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         """Whether to update after this step."""

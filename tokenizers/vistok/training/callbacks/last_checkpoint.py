@@ -26,15 +26,18 @@ class TrainingInterrupted(Exception):  # noqa: N818 - a stop on request is not a
         self.exit_code = 128 + signal_number
 
 
-class InterruptCheckpoint(Callback):
-    """Save ``last.ckpt`` and stop after the running step on SIGINT (Ctrl-C) or SIGTERM; a second Ctrl-C stops at once.
+class LastCheckpoint(Callback):
+    """Keeps ``last.ckpt``: written after every validation, at the end of training and on a signal.
+
+    SIGINT (Ctrl-C) and SIGTERM stop the training after the running step; a second Ctrl-C stops it at once. Lightning's
+    ``save_last`` would write the file when training has ended, with the averaged weights in place of the trained ones.
 
     Args:
         folder: Where the checkpoint goes.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.path = Path(folder) / "last.ckpt"
         self._received: int | None = None
         self._previous: dict[int, Any] = {}
 
@@ -60,18 +63,28 @@ class InterruptCheckpoint(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save and stop if a signal came; all ranks decide alike, at optimiser-step boundaries only."""
+        """Save at the end; save and stop if a signal came. All ranks decide alike, at optimiser steps only."""
         if trainer.fit_loop._should_accumulate():
             return
         received = self._received is not None
         if trainer.world_size > 1:
             received = trainer.strategy.reduce_boolean_decision(received, all=False)
+        if received or trainer.global_step == trainer.max_steps:
+            trainer.save_checkpoint(self.path)
         if received:
-            path = self.folder / "last.ckpt"
-            trainer.save_checkpoint(path)
             # Lightning logs the metrics of a batch after this hook, which does not return.
             trainer._logger_connector.update_train_step_metrics()
-            raise TrainingInterrupted(self._received or signal.SIGTERM, path)
+            raise TrainingInterrupted(self._received or signal.SIGTERM, self.path)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Save what was validated, unless that was the last step, which is saved already."""
+        if not trainer.sanity_checking and trainer.global_step != trainer.max_steps:
+            trainer.save_checkpoint(self.path)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Stop if a signal came during the last validation."""
+        if self._received is not None and self.path.exists():
+            raise TrainingInterrupted(self._received, self.path)
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Give the signals back."""
