@@ -47,7 +47,8 @@ def config(request, folder, shards) -> dict:
         request.param
     ]
     config = OmegaConf.load(CONFIGS / f"{request.param}.yaml")
-    return OmegaConf.merge(config, {"image_size": 8, "eval_size": 9, "batch_size": 4, "num_workers": 0, **given})
+    small = {"image_size": 8, "eval_size": 9, "batch_size": 4, "eval_batch_size": 4, "num_workers": 0}
+    return OmegaConf.merge(config, small, given)
 
 
 def trainer(rank: int, world_size: int, distributed_sampler: bool = False) -> Trainer:

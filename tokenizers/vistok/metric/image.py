@@ -36,14 +36,14 @@ def from_uint8(images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
 
 def psnr(reconstructions: Float[Tensor, "b c h w"], originals: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
     """Peak signal-to-noise ratio in dB over all channels and pixels of each image, at most `PSNR_CAP`."""
-    error = to_uint8(reconstructions).float() - to_uint8(originals).float()
+    error = _error(reconstructions, originals)
     mean_squared_error = error.div(255).square().flatten(1).mean(1)
     return (-10 * mean_squared_error.log10()).clamp(max=PSNR_CAP)
 
 
 def l1(reconstructions: Float[Tensor, "b c h w"], originals: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
     """Mean absolute error of each image, in [0, 1]."""
-    error = to_uint8(reconstructions).float() - to_uint8(originals).float()
+    error = _error(reconstructions, originals)
     return error.div(255).abs().flatten(1).mean(1)
 
 
@@ -77,6 +77,12 @@ def ms_ssim(reconstructions: Float[Tensor, "b c h w"], originals: Float[Tensor, 
         return multiscale_structural_similarity_index_measure(
             _unit_range(reconstructions), _unit_range(originals), sigma=1.5, data_range=1.0, reduction="none"
         ).reshape(-1)
+
+
+def _error(reconstructions: Tensor, originals: Tensor) -> Tensor:
+    """Differences of 8-bit values; float64, except on Apple's GPUs, which have none."""
+    dtype = torch.float32 if originals.device.type == "mps" else torch.float64
+    return to_uint8(reconstructions).to(dtype) - to_uint8(originals).to(dtype)
 
 
 def _unit_range(images: Tensor) -> Tensor:
