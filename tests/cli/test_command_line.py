@@ -1,5 +1,6 @@
 """The commands as a user types them."""
 
+import json
 import os
 import signal
 import subprocess
@@ -143,6 +144,29 @@ def test_train_evaluate_and_load_from_another_folder(tmp_path):
     code = "import sys, vistok, torch; print(vistok.load(sys.argv[1]).encode(torch.zeros(1, 3, 8, 16)).indices.shape)"
     loaded = run("-c", code, tmp_path / "run", cwd=tmp_path)
     assert "torch.Size([1, 1, 2])" in loaded.stdout, loaded.stderr
+
+
+def test_the_console_script_trains_one_tokenizer_on_two_processes(tmp_path):
+    result = run(
+        "-m",
+        "vistok.cli",
+        "train",
+        "experiment=tiny",
+        "quantizer=vq_ema",
+        "quantizer.codebook_size=32",
+        "trainer.accelerator=cpu",
+        "trainer.devices=2",
+        "trainer.strategy=ddp",
+        "trainer.max_steps=4",
+        "trainer.val_check_interval=4",
+        "logger=csv",
+        "final.lpips=null",
+        f"hydra.run.dir={tmp_path / 'run'}",
+    )
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "run" / "bundle" / "model.safetensors").exists()
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["command"].startswith("vistok train experiment=tiny quantizer=vq_ema")
 
 
 def test_a_bundle_that_does_not_exist_is_named(tmp_path):

@@ -146,3 +146,13 @@ def test_file_names_outside_utf8_are_read(tmp_path):
     except OSError:
         pytest.skip("this file system stores UTF-8 names only")
     assert ImageFolder(tmp_path, find_images(tmp_path), EvalTransform(8))[0, 0]["key"] == name
+
+
+def test_a_validation_share_of_unreadable_pictures_gets_a_readable_one():
+    paths = [f"{i}.jpg" for i in range(20)]
+    train, val = split_by_hash(paths, 0.05)
+    unreadable = set(val)
+    train, more = split_by_hash(paths, 0.05, lambda path: path not in unreadable)
+    assert set(more) > unreadable
+    assert len(more) == len(val) + 1
+    assert sorted(train + more) == sorted(paths)

@@ -201,6 +201,15 @@ def test_a_checkpoint_of_another_architecture_is_refused_with_the_difference(tin
         train(config, other)
 
 
+@pytest.mark.parametrize(("override", "message"), [("data.batch_size=2", "batch_size 4"), ("seed=1", "seed 0")])
+def test_a_checkpoint_of_another_data_order_is_refused(tiny, monkeypatch, override, message):
+    config, folder = tiny("run")
+    checkpoint = interrupted(config, folder, 3, monkeypatch).checkpoint
+    config, other = tiny("other", override, f"ckpt={checkpoint}")
+    with pytest.raises(ValueError, match=f"was written with {message}, this run has"):
+        train(config, other)
+
+
 def test_a_checkpoint_that_does_not_exist_is_named(tiny):
     config, folder = tiny("run", "ckpt=/nowhere/last.ckpt")
     with pytest.raises(FileNotFoundError, match=r"ckpt=/nowhere/last.ckpt is not a file"):
@@ -217,6 +226,14 @@ def test_a_checkpoint_with_a_pickle_inside_is_refused_and_not_executed(tiny, tmp
     with pytest.raises(Exception, match=r"weights_only|Weights only|Unsupported"):
         train(config, folder)
     assert not (tmp_path / "trap").exists()
+
+
+@pytest.mark.parametrize("logger", ["none", "tensorboard"])
+def test_every_logger_that_needs_no_service_trains(tiny, logger):
+    config, folder = tiny("run", f"logger={logger}", "trainer.max_steps=4", "data.num_workers=0")
+    assert train(config, folder)["psnr"] > 0
+    assert (folder / "metrics.json").exists()
+    assert (folder / "tensorboard").exists() == (logger == "tensorboard")
 
 
 def test_a_logger_that_cannot_start_does_not_stop_the_run(tiny, caplog):

@@ -90,7 +90,9 @@ def find_classes(paths: Sequence[str]) -> list[str]:
     return sorted(names) if len(names) > 1 and all(len(part) > 1 for part in parts) else []
 
 
-def split_by_hash(paths: Sequence[str], val_share: float) -> tuple[list[str], list[str]]:
+def split_by_hash(
+    paths: Sequence[str], val_share: float, readable: Callable[[str], bool] = lambda path: True
+) -> tuple[list[str], list[str]]:
     """Divide pictures into training and validation by a hash of each path.
 
     A picture's side does not depend on the other pictures, so a folder that grows keeps its validation set (except
@@ -99,6 +101,8 @@ def split_by_hash(paths: Sequence[str], val_share: float) -> tuple[list[str], li
     Args:
         paths: At least two relative paths.
         val_share: Expected share of validation pictures, in (0, 1).
+        readable: Whether a picture can be read; asked until one of the validation pictures can, and where none can, the
+            readable picture with the smallest hash joins them.
 
     Returns:
         Training and validation paths, at least one each, in the order of `paths`.
@@ -115,9 +119,21 @@ def split_by_hash(paths: Sequence[str], val_share: float) -> tuple[list[str], li
         )
     draws = {path: int(hashlib.blake2b(os.fsencode(path), digest_size=8).hexdigest(), 16) / 2**64 for path in paths}
     val = {path for path in paths if draws[path] < val_share} or {min(paths, key=draws.__getitem__)}
+    by_hash = sorted(paths, key=draws.__getitem__)
+    if not any(map(readable, (path for path in by_hash if path in val))):
+        val.update(next(([path] for path in by_hash if path not in val and readable(path)), []))
     if len(val) == len(draws):
-        val.remove(max(paths, key=draws.__getitem__))
+        val.remove(by_hash[-1])
     return [path for path in paths if path not in val], [path for path in paths if path in val]
+
+
+def is_readable(root: Path, path: str) -> bool:
+    """Whether the picture at `path` below `root` can be decoded."""
+    try:
+        decode_image(root / path)
+    except BadImageError:
+        return False
+    return True
 
 
 class ImageFolder(Dataset):

@@ -54,6 +54,10 @@ class TrainLoader(DataLoader):
     def _processed(self) -> int:
         return 0 if self._trainer is None else self._trainer.fit_loop.epoch_loop.batch_progress.total.processed
 
+    def _order(self) -> dict[str, int]:
+        """What decides which pictures are in a batch of a given number."""
+        return {name: int(getattr(self._source, name)) for name in ("batch_size", "world_size", "seed")}
+
     def _length(self) -> int:
         """Batches of an epoch that are trained on."""
         return len(self) if self._trainer is None else int(min(len(self), self._trainer.num_training_batches))
@@ -61,11 +65,20 @@ class TrainLoader(DataLoader):
     def state_dict(self) -> dict[str, int]:
         """Epoch and batch that training needs next."""
         batch = self._batch if self._origin is None else self._batch + self._processed() - self._origin
-        if batch >= self._length():
-            return {"epoch": self._epoch + 1, "batch": 0}
-        return {"epoch": self._epoch, "batch": batch}
+        epoch, batch = (self._epoch, batch) if batch < self._length() else (self._epoch + 1, 0)
+        return {"epoch": epoch, "batch": batch, **self._order()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Begin the next pass at a position of `state_dict`."""
+        """Begin the next pass at a position of `state_dict`.
+
+        Raises:
+            ValueError: If the position counts batches of another order.
+        """
+        for name, now in self._order().items():
+            if state.get(name, now) != now:
+                raise ValueError(
+                    f"the checkpoint was written with {name} {state[name]}, this run has {now}: its place in the epoch "
+                    "means other pictures. Resume with the settings of its run"
+                )
         self._epoch, self._batch = state["epoch"], state["batch"]
         self._origin = None

@@ -12,7 +12,14 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from vistok.data.collate import collate
-from vistok.data.image_folder import ImageFolder, find_classes, find_images, read_file_list, split_by_hash
+from vistok.data.image_folder import (
+    ImageFolder,
+    find_classes,
+    find_images,
+    is_readable,
+    read_file_list,
+    split_by_hash,
+)
 from vistok.data.loader import TrainLoader
 from vistok.data.photos import Photos
 from vistok.data.sampler import EpochBatchSampler
@@ -245,7 +252,7 @@ class ImageFolderData(DataModule):
         classes = find_classes(paths)
         if self.val_root is not None:
             return paths, find_images(self.val_root), classes
-        return *split_by_hash(paths, self.val_share), classes
+        return *split_by_hash(paths, self.val_share, partial(is_readable, self.root)), classes
 
     def make_dataset(self, split: Literal["train", "eval"]) -> ImageFolder:
         """Training or validation pictures."""

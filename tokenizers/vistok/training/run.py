@@ -15,7 +15,7 @@ from typing import Any
 import lightning
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -159,10 +159,14 @@ def make_trainer(config: DictConfig, folder: Path) -> lightning.Trainer:
         settings.val_check_interval = batches
     callbacks: list[Callback] = [instantiate(callback) for callback in config.callbacks.values() if callback]
     callbacks.append(LastCheckpoint(folder / "checkpoints"))
+    loggers = make_loggers(config, folder)
+    if not loggers:
+        # Lightning's monitor refuses to run without a logger.
+        callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     return instantiate(
         config.trainer,
         callbacks=callbacks,
-        logger=make_loggers(config, folder) or False,
+        logger=loggers or False,
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         default_root_dir=str(folder),
         plugins=[AtomicCheckpointIO()],
@@ -220,6 +224,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")
     warnings.filterwarnings("ignore", ".*does not have many workers which may be a bottleneck")
     warnings.filterwarnings("ignore", "The dirpath has changed from")  # a resumed run has a folder of its own
+    warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the logging interval")
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
 
 
