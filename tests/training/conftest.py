@@ -6,12 +6,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 from tiny_runs import TINY
 
-from vistok.cli.hydra_app import configs_folder
-
 
 @pytest.fixture
 def tiny(tmp_path):
     """``tiny(name, *overrides) -> (config, folder)`` of a run that takes seconds."""
+
+    # Imported late: the hook that checks shapes has to come before vistok.
+    from vistok.cli.hydra_app import configs_folder
 
     def make(name, *overrides):
         folder = tmp_path / name
