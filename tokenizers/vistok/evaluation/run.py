@@ -35,7 +35,7 @@ def evaluate_bundle(config: Any, folder: Path, command: str) -> dict[str, Any]:
         raise FileExistsError(f"{folder} holds a report already: choose another hydra.run.dir")
     bundle = find_bundle(config.bundle)
     tokenizer = load(bundle, device=pick_device(config.device))
-    data: DataModule = instantiate(config.data)
+    data: DataModule = instantiate(config.data, _convert_="all")
     bad_samples = BadSampleLog()
 
     def batches() -> Any:

@@ -61,12 +61,12 @@ def train(config: DictConfig, folder: Path, command: str | None = None) -> dict[
     check_checkpoint_path(config.ckpt)
     check_final(config)
     lightning.seed_everything(config.seed, verbose=False)
-    data: DataModule = instantiate(config.data)
+    data: DataModule = instantiate(config.data, _convert_="all")
     tokenizer = build_tokenizer(config, data)
     module = TokenizerModule(
         tokenizer,
         loss=instantiate(config.loss),
-        optimizer=instantiate(config.optimizer),
+        optimizer=instantiate(config.optimizer, _convert_="all"),  # checkpoints hold plain lists only
         scheduler=instantiate(config.scheduler),
         **OmegaConf.to_container(config.module, resolve=True),  # type: ignore[arg-type]
     )
