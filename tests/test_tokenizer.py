@@ -121,3 +121,8 @@ def test_every_parameter_gets_a_gradient(tokenizer):
     (reconstruction.images.square().mean() + sum(reconstruction.quantized.losses.values())).backward()
     without = [name for name, parameter in tokenizer.named_parameters() if parameter.grad is None]
     assert without == []
+
+
+def test_codes_of_one_fixed_length_cannot_be_cut_short(tokenizer):
+    with pytest.raises(ValueError, match="has codes of one fixed length: do not pass length=5"):
+        tokenizer.encode(images(16, 16), length=5)

@@ -111,16 +111,27 @@ class Tokenizer(Configurable, nn.Module):
         quantized = self.quantizer(features, labels)
         return Reconstruction(self.decode(quantized.codes, images.shape[2:]), quantized, features)
 
-    def encode(self, images: Float[Tensor, "b c *size"], labels: Int[Tensor, " b"] | None = None) -> Quantized:
+    def encode(
+        self,
+        images: Float[Tensor, "b c *size"],
+        labels: Int[Tensor, " b"] | None = None,
+        length: int | None = None,
+    ) -> Quantized:
         """Quantize images.
 
         Args:
             images: ``(b c H W)`` in [-1, 1]; H and W are multiples of `factor`.
             labels: Only for class-specific quantizers.
+            length: Only for tokenizers whose codes may be cut short.
 
         Raises:
-            ValueError: If the images have another layout, number of channels, dtype or size.
+            ValueError: If the images have another layout, number of channels, dtype or size, or `length` is given and
+                the codes have one fixed length.
         """
+        if length is not None:
+            raise ValueError(
+                f"{type(self.quantizer).__name__} has codes of one fixed length: do not pass length={length}"
+            )
         return self.quantizer(self._features(images), labels)
 
     def _features(self, images: Tensor) -> Tensor:
