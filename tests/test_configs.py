@@ -2,6 +2,8 @@
 
 import importlib
 import inspect
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -97,3 +99,15 @@ def test_every_group_folder_is_used():
     config = composed()
     groups = {path.name for path in CONFIGS.iterdir() if path.is_dir() and any(path.glob("*.yaml"))}
     assert groups <= set(config) | {"experiment"}
+
+
+@pytest.mark.parametrize("name", ["train", "eval"])
+def test_every_example_of_the_help_composes_as_a_shell_would_pass_it(name):
+    text = OmegaConf.load(CONFIGS / f"{name}.yaml").hydra.help._get_node("template")._value()
+    # The command ends where two spaces begin its explanation.
+    commands = re.findall(rf"^ *python {name}\.py (\S+(?: \S+)*)", text, flags=re.MULTILINE)
+    assert len(commands) >= 4
+    for command in commands:
+        overrides = [word for word in shlex.split(command) if "=" in word and not word.startswith("-")]
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            assert compose(name, overrides=overrides if "-m" not in command.split() else [])

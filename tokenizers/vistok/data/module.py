@@ -321,7 +321,10 @@ class WebDatasetData(DataModule):
     def num_samples(self) -> int:
         """Training samples per epoch over all ranks."""
         if not self.shards:
-            raise ValueError("data.shards is not set: set it to a pattern such as '/data/train-{00000..00007}.tar'")
+            raise ValueError(
+                "data.shards is not set: set it to a pattern, with both quotes: "
+                "\"data.shards='/data/train-{00000..00007}.tar'\""
+            )
         return self.samples_per_epoch or sum(map(count_samples, self.shards))
 
     @cached_property

@@ -150,12 +150,9 @@ def make_trainer(config: DictConfig, folder: Path) -> lightning.Trainer:
     """Trainer with the callbacks and loggers of the config; everything it writes goes to `folder`."""
     settings = config.trainer
     batches = settings.max_steps * settings.accumulate_grad_batches
-    if (
-        settings.max_steps > 0
-        and isinstance(settings.val_check_interval, int)
-        and settings.val_check_interval > batches
-    ):
-        log.info("trainer.val_check_interval=%d is longer than the training: validating once, at its end", batches)
+    interval = settings.val_check_interval
+    if settings.max_steps > 0 and isinstance(interval, int) and interval > batches:
+        log.info("trainer.val_check_interval=%d is longer than the training: validating once, at its end", interval)
         settings.val_check_interval = batches
     callbacks: list[Callback] = [instantiate(callback) for callback in config.callbacks.values() if callback]
     callbacks.append(LastCheckpoint(folder / "checkpoints"))
