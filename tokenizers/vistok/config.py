@@ -21,6 +21,8 @@ class Configurable:
     """Mixin that records the arguments of the constructor, so that ``config_of(module)`` can describe the module."""
 
     _arguments: dict[str, Any]
+    # Arguments that `build` passes on as configs: parts of which the class builds several, or whose sizes it sets.
+    TEMPLATES: tuple[str, ...] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Wrap the constructor of each subclass; the outermost constructor of an object does the recording."""
@@ -94,7 +96,7 @@ def refuse_foreign_targets(config: Any, where: str = "config") -> None:
     """Raise a ValueError if any ``_target_`` below `config` is not a module class that vistok defines."""
     if isinstance(config, Mapping):
         if "_target_" in config:
-            _resolve(config["_target_"], where)
+            resolve(config["_target_"], where)
         for key, item in config.items():
             refuse_foreign_targets(item, f"{where}.{key}")
     elif isinstance(config, Sequence) and not isinstance(config, str):
@@ -102,7 +104,7 @@ def refuse_foreign_targets(config: Any, where: str = "config") -> None:
             refuse_foreign_targets(item, f"{where}[{index}]")
 
 
-def _resolve(target: Any, where: str) -> type:
+def resolve(target: Any, where: str) -> type[Configurable]:
     if not isinstance(target, str) or not target.startswith("vistok."):
         raise ValueError(
             f"{where}._target_ is {target!r}: only classes of vistok are built from a config; nothing was executed"
@@ -132,10 +134,12 @@ def _resolve(target: Any, where: str) -> type:
 
 def _build(config: Any) -> Any:
     if isinstance(config, Mapping):
-        arguments = {key: _build(item) for key, item in config.items() if key != "_target_"}
         if "_target_" not in config:
-            return arguments
-        cls = _resolve(config["_target_"], "config")
+            return {key: _build(item) for key, item in config.items()}
+        cls = resolve(config["_target_"], "config")
+        arguments = {
+            key: item if key in cls.TEMPLATES else _build(item) for key, item in config.items() if key != "_target_"
+        }
         allowed = [name for name in inspect.signature(cls).parameters]
         unknown = sorted(set(arguments) - set(allowed))
         if unknown:
