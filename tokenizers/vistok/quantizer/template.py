@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from vistok.config import resolve, build, config_of
+from vistok.config import build, config_of, resolve
 from vistok.quantizer.base import Quantizer
 
 # A prime; seeds stay below 2**31 because random choices shift them by 32 bits.
