@@ -1,6 +1,7 @@
 """What holds for every quantizer, over all configs and all ranks of grids."""
 
 import copy
+import math
 from pathlib import Path
 
 import pytest
@@ -8,15 +9,19 @@ import torch
 from omegaconf import OmegaConf
 
 import vistok
+from vistok.config import config_of
 
 CONFIGS = sorted(Path("configs/quantizer").glob("*.yaml"))
 GRIDS = {"sequence": (7,), "image": (4, 5), "video": (2, 3, 4)}
-SMALL = {"codebook_size": 32, "levels": [5, 4, 3]}
+SMALL = {"codebook_size": 32, "levels": [5, 4, 3], "bits": 8}
+CONTINUOUS = {"kl", "identity"}
+# In training their codes carry noise that evaluation and the indices do not have.
+NOISY = {"kl", "fsq_dithered"}
 
 
 def make(path, **overrides):
     config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    config.update({key: value for key, value in SMALL.items() if key in config})
+    config.update({key: value for key, value in SMALL.items() if config.get(key) is not None})
     config.update(overrides)
     return vistok.build(config)
 
@@ -25,13 +30,53 @@ def features_for(quantizer, grid, batch=3, dtype=torch.float32):
     return torch.randn(batch, quantizer.dim, *grid, dtype=dtype)
 
 
-@pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)
-def quantizer(request):
-    quantizer = make(request.param)
-    # One training step, so that codebooks that start from data have started.
+def random_indices(quantizer, grid, batch=3):
+    shape = (batch, *quantizer.indices_shape(grid))
+    return (torch.rand(shape, dtype=torch.float64) * sizes_of(quantizer)).long()
+
+
+def sizes_of(quantizer):
+    """Codebook sizes, shaped so that they compare with indices."""
+    sizes = torch.tensor(quantizer.codebook_sizes)
+    return sizes if len(sizes) > 1 else sizes[0]
+
+
+def assert_inside(quantizer, indices):
+    assert indices.dtype == torch.int64
+    assert (indices >= 0).all()
+    assert (indices < sizes_of(quantizer)).all()
+
+
+def trained(path):
+    """A quantizer after one training step, so that codebooks that start from data have started."""
+    quantizer = make(path)
     quantizer.train()(features_for(quantizer, (6, 6)))
     quantizer.update()
     return quantizer
+
+
+def named(paths):
+    return {"params": paths, "ids": [path.stem for path in paths]}
+
+
+@pytest.fixture(**named(CONFIGS))
+def any_quantizer(request):
+    return trained(request.param)
+
+
+@pytest.fixture(**named([path for path in CONFIGS if path.stem not in CONTINUOUS]))
+def quantizer(request):
+    return trained(request.param)
+
+
+@pytest.fixture(**named([path for path in CONFIGS if path.stem in CONTINUOUS]))
+def continuous(request):
+    return trained(request.param)
+
+
+@pytest.fixture(**named([path for path in CONFIGS if path.stem not in CONTINUOUS | NOISY]))
+def noiseless(request):
+    return trained(request.param)
 
 
 @pytest.fixture(params=GRIDS.values(), ids=GRIDS.keys())
@@ -49,53 +94,69 @@ def assert_same_state(module, before):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_codes_keep_the_input_shape_and_indices_its_grid(quantizer, grid, training):
-    quantized = quantizer.train(training)(features_for(quantizer, grid))
-    assert quantized.codes.shape == (3, quantizer.dim, *grid)
-    assert quantized.indices.shape == (3, *quantizer.indices_shape(grid))
+def test_codes_keep_the_input_shape_and_indices_its_grid(any_quantizer, grid, training):
+    quantized = any_quantizer.train(training)(features_for(any_quantizer, grid))
+    assert quantized.codes.shape == (3, any_quantizer.dim, *grid)
+    assert quantized.indices.shape == (3, *any_quantizer.indices_shape(grid))
 
 
 def test_indices_are_int64_inside_the_codebook(quantizer, grid):
-    indices = quantizer.eval()(features_for(quantizer, grid)).indices
-    assert indices.dtype == torch.int64
-    assert indices.min() >= 0
-    assert indices.max() < quantizer.codebook_size
+    assert_inside(quantizer, quantizer.eval()(features_for(quantizer, grid)).indices)
 
 
 def test_codes_of_evaluation_are_exactly_the_codes_of_their_indices(quantizer, grid):
     quantized = quantizer.eval()(features_for(quantizer, grid))
-    assert torch.equal(quantizer.indices_to_codes(quantized.indices), quantized.codes)
+    assert torch.equal(quantizer.indices_to_codes(quantized.indices, grid), quantized.codes)
 
 
-def test_codes_of_training_have_the_value_of_the_codes_of_their_indices(quantizer, grid):
-    quantized = quantizer.train()(features_for(quantizer, grid))
-    torch.testing.assert_close(quantizer.indices_to_codes(quantized.indices), quantized.codes)
+def test_codes_of_training_have_the_value_of_the_codes_of_their_indices(noiseless, grid):
+    quantized = noiseless.train()(features_for(noiseless, grid))
+    torch.testing.assert_close(noiseless.indices_to_codes(quantized.indices, grid), quantized.codes)
 
 
 def test_every_index_survives_a_round_trip_through_its_code(quantizer):
-    indices = torch.arange(quantizer.codebook_size).unsqueeze(0)
-    codes = quantizer.indices_to_codes(indices)
     table = quantizer.codebook
-    distinct = len(table.unique(dim=0)) == len(table)
+    if table is None:
+        pytest.skip("several codebooks: see the tests of the composite quantizers")
+    indices = torch.arange(quantizer.codebook_size).unsqueeze(0)
+    if quantizer.indices_shape((7,)) != (7,):
+        pytest.skip("several scales: see the tests of the multi-scale quantizer")
+    codes = quantizer.indices_to_codes(indices)
+    assert torch.equal(table, codes[0].T)
     recovered = quantizer.codes_to_indices(codes)
     assert torch.equal(quantizer.indices_to_codes(recovered), codes)
-    assert torch.equal(recovered, indices) or not distinct
+    assert torch.equal(recovered, indices) or len(table.unique(dim=0)) < len(table)
 
 
-def test_the_codebook_has_one_row_per_index(quantizer):
-    indices = torch.arange(quantizer.codebook_size).unsqueeze(0)
-    assert torch.equal(quantizer.codebook, quantizer.indices_to_codes(indices)[0].T)
+def test_codes_of_random_indices_are_finite(quantizer, grid):
+    codes = quantizer.indices_to_codes(random_indices(quantizer, grid), grid)
+    assert codes.shape == (3, quantizer.dim, *grid)
+    assert torch.isfinite(codes).all()
 
 
 def test_bits_are_the_logarithm_of_the_number_of_codes(quantizer):
-    assert 2**quantizer.bits == pytest.approx(quantizer.codebook_size)
+    assert 2**quantizer.bits == pytest.approx(math.prod(quantizer.codebook_sizes))
+    assert quantizer.total_bits((4, 5)) == pytest.approx(
+        quantizer.bits * math.prod(quantizer.indices_shape((4, 5))) / quantizer.num_codebooks
+    )
 
 
-def test_losses_have_the_same_keys_in_training_and_evaluation(quantizer, grid):
-    features = features_for(quantizer, grid)
+def test_continuous_codes_have_no_integers(continuous, grid):
+    quantized = continuous.eval()(features_for(continuous, grid))
+    assert continuous.codebook_sizes == ()
+    assert continuous.bits == math.inf
+    assert quantized.indices.numel() == 0
+    assert quantized.indices.dtype == torch.int64
+    for call in (continuous.indices_to_codes, continuous.codes_to_indices):
+        with pytest.raises(ValueError, match="is continuous"):
+            call(quantized.indices if call == continuous.indices_to_codes else quantized.codes)
+
+
+def test_losses_have_the_same_keys_in_training_and_evaluation(any_quantizer, grid):
+    features = features_for(any_quantizer, grid)
     for training in (True, False):
-        losses = quantizer.train(training)(features).losses
-        assert losses.keys() == quantizer.loss_weights.keys()
+        losses = any_quantizer.train(training)(features).losses
+        assert losses.keys() == any_quantizer.loss_weights.keys()
         assert all(loss.shape == () and torch.isfinite(loss) for loss in losses.values())
 
 
@@ -106,25 +167,25 @@ def test_a_position_is_quantized_the_same_alone_and_in_a_batch(quantizer, grid):
     assert torch.equal(together, alone)
 
 
-def test_evaluation_changes_no_state(quantizer, grid):
-    before = state(quantizer)
-    quantizer.eval()(features_for(quantizer, grid))
-    quantizer.update()
-    assert_same_state(quantizer, before)
+def test_evaluation_changes_no_state(any_quantizer, grid):
+    before = state(any_quantizer)
+    any_quantizer.eval()(features_for(any_quantizer, grid))
+    any_quantizer.update()
+    assert_same_state(any_quantizer, before)
 
 
-def test_a_training_forward_changes_no_state_before_update(quantizer, grid):
-    before = state(quantizer)
-    quantizer.train()(features_for(quantizer, grid))
-    assert_same_state(quantizer, before)
+def test_a_training_forward_changes_no_state_before_update(any_quantizer, grid):
+    before = state(any_quantizer)
+    any_quantizer.train()(features_for(any_quantizer, grid))
+    assert_same_state(any_quantizer, before)
 
 
-def test_a_discarded_step_changes_no_state(quantizer, grid):
-    before = state(quantizer)
-    quantizer.train()(features_for(quantizer, grid))
-    quantizer.discard()
-    quantizer.update()
-    assert_same_state(quantizer, before)
+def test_a_discarded_step_changes_no_state(any_quantizer, grid):
+    before = state(any_quantizer)
+    any_quantizer.train()(features_for(any_quantizer, grid))
+    any_quantizer.discard()
+    any_quantizer.update()
+    assert_same_state(any_quantizer, before)
 
 
 def test_state_survives_saving_and_loading(quantizer, grid):
@@ -136,16 +197,17 @@ def test_state_survives_saving_and_loading(quantizer, grid):
     assert torch.equal(other.eval()(features).indices, quantizer.eval()(features).indices)
 
 
-def test_the_gradient_reaches_the_features(quantizer, grid):
-    features = features_for(quantizer, grid).requires_grad_()
-    quantizer.train()(features).codes.square().sum().backward()
+def test_the_gradient_reaches_the_features(any_quantizer, grid):
+    features = features_for(any_quantizer, grid).requires_grad_()
+    codes = any_quantizer.train()(features).codes
+    (codes * torch.randn_like(codes)).sum().backward()
     assert torch.isfinite(features.grad).all()
     assert features.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_codes_come_back_in_the_dtype_of_the_features(quantizer, grid, dtype):
-    assert quantizer.eval()(features_for(quantizer, grid, dtype=dtype)).codes.dtype == dtype
+def test_codes_come_back_in_the_dtype_of_the_features(any_quantizer, grid, dtype):
+    assert any_quantizer.eval()(features_for(any_quantizer, grid, dtype=dtype)).codes.dtype == dtype
 
 
 def test_autocast_does_not_change_the_indices(quantizer, grid):
@@ -164,17 +226,16 @@ def test_autocast_does_not_change_the_indices(quantizer, grid):
 def test_huge_zero_and_repeated_features_stay_inside_the_codebook(quantizer, grid, value, training):
     features = torch.full((2, quantizer.dim, *grid), value)
     quantized = quantizer.train(training)(features)
-    assert quantized.indices.min() >= 0
-    assert quantized.indices.max() < quantizer.codebook_size
-    assert torch.isfinite(quantizer.indices_to_codes(quantized.indices)).all()
+    assert_inside(quantizer, quantized.indices)
+    assert torch.isfinite(quantizer.indices_to_codes(quantized.indices, grid)).all()
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_features_that_are_not_finite_are_an_error_in_evaluation(quantizer, grid, value):
-    features = features_for(quantizer, grid)
+def test_features_that_are_not_finite_are_an_error_in_evaluation(any_quantizer, grid, value):
+    features = features_for(any_quantizer, grid)
     features.view(-1)[5] = value
     with pytest.raises(ValueError, match=r"features .* hold 1 values that are NaN or infinite"):
-        quantizer.eval()(features)
+        any_quantizer.eval()(features)
 
 
 def test_features_that_are_not_finite_never_reach_the_codebook(quantizer, grid):
@@ -182,27 +243,51 @@ def test_features_that_are_not_finite_never_reach_the_codebook(quantizer, grid):
     features.view(-1)[5] = torch.nan
     quantized = quantizer.train()(features)
     quantizer.update()
-    assert 0 <= quantized.indices.min() <= quantized.indices.max() < quantizer.codebook_size
-    assert torch.isfinite(quantizer.codebook).all()
+    assert_inside(quantizer, quantized.indices)
+    assert all(torch.isfinite(value).all() for value in quantizer.state_dict().values())
 
 
-def test_a_wrong_channel_count_is_named_in_the_error(quantizer, grid):
+def test_a_wrong_channel_count_is_named_in_the_error(any_quantizer, grid):
     with pytest.raises(
-        ValueError, match=rf"takes features \(b, {quantizer.dim}, \*grid\), got \(3, {quantizer.dim + 1},"
+        ValueError, match=rf"takes features \(b, {any_quantizer.dim}, \*grid\), got \(3, {any_quantizer.dim + 1},"
     ):
-        quantizer(torch.randn(3, quantizer.dim + 1, *grid))
+        any_quantizer(torch.randn(3, any_quantizer.dim + 1, *grid))
 
 
 @pytest.mark.parametrize("index", [-1, "size"])
-def test_an_index_outside_the_codebook_is_an_error(quantizer, index):
-    index = quantizer.codebook_size if index == "size" else index
-    with pytest.raises(ValueError, match=rf"indices 0 to {quantizer.codebook_size - 1}"):
-        quantizer.indices_to_codes(torch.tensor([[0, index]]))
+def test_an_index_outside_the_codebook_is_an_error(quantizer, grid, index):
+    indices = random_indices(quantizer, grid)
+    indices.view(-1)[0] = quantizer.codebook_sizes[0] if index == "size" else index
+    with pytest.raises(ValueError, match=rf"indices 0 to {quantizer.codebook_sizes[0] - 1}"):
+        quantizer.indices_to_codes(indices, grid)
 
 
-def test_labels_are_refused_where_there_are_no_class_specific_codebooks(quantizer, grid):
+def test_labels_are_refused_where_there_are_no_class_specific_codebooks(any_quantizer, grid):
+    labels = torch.zeros(3, dtype=torch.int64)
+    if any_quantizer.accepts_labels:
+        assert_inside(any_quantizer, any_quantizer(features_for(any_quantizer, grid), labels).indices)
+        return
     with pytest.raises(ValueError, match="no class-specific codebooks"):
-        quantizer(features_for(quantizer, grid), torch.zeros(3, dtype=torch.int64))
+        any_quantizer(features_for(any_quantizer, grid), labels)
+
+
+def test_a_frozen_quantizer_learns_nothing(any_quantizer, grid):
+    any_quantizer.train().freeze()
+    before = state(any_quantizer)
+    features = features_for(any_quantizer, grid).requires_grad_()
+    any_quantizer(features).codes.sum().backward()
+    any_quantizer.update()
+    tables = {name: value for name, value in before.items() if not name.endswith("updates")}
+    for name, value in tables.items():
+        assert torch.equal(any_quantizer.state_dict()[name], value), name
+    assert all(parameter.grad is None for parameter in any_quantizer.parameters())
+
+
+def test_a_quantizer_is_rebuilt_from_its_config(any_quantizer, grid):
+    other = vistok.build(config_of(any_quantizer))
+    other.load_state_dict(any_quantizer.state_dict())
+    features = features_for(any_quantizer, grid)
+    assert torch.equal(other.eval()(features).codes, any_quantizer.eval()(features).codes)
 
 
 def test_a_recomputation_in_the_backward_pass_collects_nothing_twice(quantizer, grid):

@@ -1,8 +1,8 @@
 """Finite scalar quantization.
 
 F. Mentzer, D. Minnen, E. Agustsson, M. Tschannen: Finite Scalar Quantization: VQ-VAE Made Simple,
-https://arxiv.org/abs/2309.15505. The bounding function is that of the authors' notebook (``tan`` and ``1 - eps``);
-PyTorch ports use ``atanh`` and ``1 + eps``, which gives other indices for about one vector in a hundred.
+https://arxiv.org/abs/2309.15505 (section 3.1 and appendix A.1). Symmetric levels and noise: J. D. Parker et al.:
+Scaling Transformers for Low-Bitrate High-Quality Speech Coding, https://arxiv.org/abs/2411.19842 (section 3.2).
 """
 
 import math
@@ -15,60 +15,112 @@ from typing_extensions import override
 
 from vistok.quantizer.base import PositionwiseQuantizer, log2_of_product
 
+FORMS = ("tan", "atanh", "symmetric")
+BOUNDS = ("tanh", "clamp")
 MAX_TABLE_ROWS = 2**20
+MAX_LEVELS = 2**16
 
 
 class FSQ(PositionwiseQuantizer):
     """Round each channel to a fixed number of levels; the codebook is their product and has no parameters.
 
+    With ``L`` levels a feature ``z`` becomes the digit ``floor(h f(z + s) + L / 2)`` between 0 and ``L - 1``. The
+    forms differ in the squashing function ``f``, its amplitude ``h``, its shift ``s`` and the codes of the digits:
+
+    ============= ======================== ============================== ===========================
+    form          ``h``                    ``s`` (0 for odd ``L``)        code of a digit
+    ============= ======================== ============================== ===========================
+    ``tan``       ``(1 - eps)(L - 1) / 2`` ``tan(1 / 2h)``                ``digit / (L // 2) - 1``
+    ``atanh``     ``(1 + eps)(L - 1) / 2`` ``atanh(1 / 2h)``              ``digit / (L // 2) - 1``
+    ``symmetric`` ``(L - 1) / 2``          0                              ``2 digit / (L - 1) - 1``
+    ============= ======================== ============================== ===========================
+
+    ``tan`` is the authors' notebook, ``atanh`` its PyTorch ports (Cosmos, VidTok, vector_quantize_pytorch): about one
+    vector in a hundred gets another index, so a checkpoint needs the form it was trained with. Both have a level at
+    zero, hence with an even ``L`` no level at +1. The levels of ``symmetric`` always include -1 and +1.
+
     There is no auxiliary loss: the straight-through estimator through the rounding is all the training needs.
 
     Args:
-        levels: Number of levels of each channel, at least 3 each; ``dim`` is their count. The paper suggests
-            ``[8, 6, 5]`` (240 codes), ``[8, 5, 5, 5]`` (1000), ``[7, 5, 5, 5, 5]`` (4375), ``[8, 8, 8, 6, 5]``
-            (15360) and ``[8, 8, 8, 5, 5, 5]`` (64000), Table 1. Channel 0 is the fastest digit of the index.
-        eps: Margin that keeps ``tanh`` away from the outermost rounding edge, as a share of the range.
+        levels: Number of levels of each channel, at least 3 each (2 if symmetric); ``dim`` is their count. The paper
+            suggests ``[8, 6, 5]`` (240 codes), ``[8, 5, 5, 5]`` (1000), ``[7, 5, 5, 5, 5]`` (4375),
+            ``[8, 8, 8, 6, 5]`` (15360) and ``[8, 8, 8, 5, 5, 5]`` (64000), Table 1. Channel 0 is the fastest digit of
+            the index.
+        form: ``tan``, ``atanh`` or ``symmetric``.
+        bound: ``tanh``, or ``clamp`` to [-1, 1] for symmetric levels: the stages of a residual stack, whose features
+            are in range already.
+        eps: Margin between the squashed range and the outermost levels, as a share of the range, below
+            ``1 / (L - 1)``; None means 1e-3. Symmetric levels have none.
+        noise_dropout: In training each element of the codes is, with this probability, not quantized: it is the
+            squashed feature plus uniform noise of one level spacing, clamped to [-1, 1]. Indices stay those of the
+            quantized value. Symmetric levels only.
 
     Raises:
-        ValueError: If `levels` is empty or has a value below 3 (with two levels the offset of the bounding function
-            is as large as its range), or the product does not fit into 62 bits.
+        ValueError: If an argument is out of range or has no effect with the form, or the product of the levels does not
+            fit into 62 bits.
 
     Example:
         >>> FSQ(levels=(8, 5, 5, 5)).codebook_size
         1000
     """
 
-    _half: Tensor
-    _offset: Tensor
-    _shift: Tensor
     _levels: Tensor
     _basis: Tensor
 
-    def __init__(self, levels: Sequence[int], eps: float = 1e-3) -> None:
+    def __init__(
+        self,
+        levels: Sequence[int],
+        form: str = "tan",
+        bound: str = "tanh",
+        eps: float | None = None,
+        noise_dropout: float = 0.0,
+    ) -> None:
         super().__init__()
-        levels = tuple(levels)
-        if not levels or any(not isinstance(level, int) or isinstance(level, bool) or level < 3 for level in levels):
-            raise ValueError(f"levels must be a list of integers of at least 3, such as [8,5,5,5]; got {list(levels)}")
-        if not 0 <= eps < 1:
-            raise ValueError(f"eps must lie in [0, 1), got {eps}")
+        if form not in FORMS:
+            raise ValueError(f"form must be one of {', '.join(FORMS)}; got {form!r}")
+        if bound not in BOUNDS:
+            raise ValueError(f"bound must be one of {', '.join(BOUNDS)}; got {bound!r}")
+        # With two levels the shift of the other forms would be as large as their range.
+        fewest = 2 if form == "symmetric" else 3
+        levels = tuple(levels) if isinstance(levels, Sequence) else (levels,)
+        if not levels or any(type(level) is not int or level < fewest for level in levels):
+            raise ValueError(
+                f"levels must be a list of integers of at least {fewest}, such as [8,5,5,5]; got {list(levels)}"
+            )
+        if max(levels) > MAX_LEVELS:
+            raise ValueError(f"float32 separates at most {MAX_LEVELS} levels of a channel, got {max(levels)}")
+        if form == "symmetric":
+            if eps is not None:
+                raise ValueError(f"symmetric levels have no margin: leave eps out or write eps=null, got {eps}")
+        else:
+            if bound == "clamp":
+                raise ValueError(f"bound=clamp needs form=symmetric, got form={form}")
+            if noise_dropout:
+                raise ValueError(f"noise_dropout needs form=symmetric, got form={form}")
+            eps = 1e-3 if eps is None else eps
+            # Beyond it the squashed range ends more than half a level spacing inside or outside of the levels.
+            largest = 1 / (max(levels) - 1)
+            if not 0 <= eps < largest:
+                raise ValueError(f"eps must lie in [0, {largest:.3g}) with {max(levels)} levels, got {eps}")
+        if not 0 <= noise_dropout <= 1:
+            raise ValueError(f"noise_dropout is a probability, got {noise_dropout}")
         self.levels = levels
+        self.form = form
+        self.bound = bound
         self.eps = eps
+        self.noise_dropout = noise_dropout
         self.dim = len(levels)
         self.bits = log2_of_product(levels)
         if self.bits > 62:
             raise ValueError(
-                f"levels {list(levels)} need {self.bits:.1f} bits, an index has at most 62: split them over several FSQ"
+                f"levels {list(levels)} need {self.bits:.1f} bits, an index has at most 62: "
+                "split them over several FSQ with vistok.quantizer.GroupedQuantizer"
             )
         self.codebook_sizes = (math.prod(levels),)
         self.loss_weights = {}
-        half = [(level - 1) * (1 - eps) / 2 for level in levels]
-        offset = [0.0 if level % 2 else 0.5 for level in levels]
-        shift = [math.tan(o / h) for o, h in zip(offset, half, strict=True)]
         basis = [math.prod(levels[:i]) for i in range(len(levels))]
-        # All of these follow from `levels`, so they stay out of the state dict.
-        self.register_buffer("_half", torch.tensor(half), persistent=False)
-        self.register_buffer("_offset", torch.tensor(offset), persistent=False)
-        self.register_buffer("_shift", torch.tensor(shift), persistent=False)
+        # Integers only: ``quantizer.to(torch.bfloat16)`` would round the constants that follow from them. They follow
+        # from `levels` themselves, so they stay out of the state dict.
         self.register_buffer("_levels", torch.tensor(levels), persistent=False)
         self.register_buffer("_basis", torch.tensor(basis), persistent=False)
 
@@ -79,21 +131,65 @@ class FSQ(PositionwiseQuantizer):
             return None
         return self.lookup(torch.arange(self.codebook_size, device=self._basis.device))
 
-    def bound(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """Squash each channel into the interval whose integers are its levels."""
-        return torch.tanh(rows + self._shift) * self._half - self._offset
+    @property
+    @override
+    def stage_limits(self) -> tuple[float, ...]:
+        """Half a level spacing beyond -1: up to there the outermost code is as near as the others."""
+        return tuple((1 + 0.5 / self._widths(torch.float64)).tolist())
+
+    @property
+    @override
+    def stage_factors(self) -> tuple[float, ...]:
+        """Largest ``|feature - code|`` of features within `stage_limits`, as a share of the limit.
+
+        Symmetric levels with ``bound="clamp"`` have exactly ``1 / L``: the next stage sees the full range again. The
+        others squash the features with tanh, which moves codes away from them, and refine less per stage.
+        """
+        amplitudes, shifts = self._amplitudes_and_shifts(torch.float64)
+        widths = self._widths(torch.float64)
+        factors = []
+        for level, amplitude, shift, width, limit in zip(
+            self.levels, amplitudes, shifts, widths, self.stage_limits, strict=True
+        ):
+            # Features where one digit becomes the next.
+            digits = torch.arange(level, dtype=width.dtype, device=width.device)
+            edges = (digits[1:] - level / 2) / amplitude
+            if self.bound == "tanh":
+                edges = edges.clamp(-1, 1).atanh() - shift
+            ends = edges.new_tensor([-limit, limit])
+            edges = torch.cat([ends[:1], edges.clamp(-limit, limit), ends[1:]])
+            low, high = edges[:-1], edges[1:]
+            codes = (digits - width) / width
+            # Digits that no feature within the limits has do not count.
+            reach = torch.where(low < high, torch.maximum((low - codes).abs(), (high - codes).abs()), 0).max()
+            factors.append(reach.item() / limit)
+        return tuple(factors)
+
+    def positions(self, rows: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        """Squash each channel into the range of its digits, 0 in the middle: ``h f(z + s)``."""
+        amplitudes, shifts = self._amplitudes_and_shifts(rows.dtype)
+        squashed = rows.clamp(-1, 1) if self.bound == "clamp" else torch.tanh(rows + shifts)
+        return squashed * amplitudes
+
+    def positions_to_codes(self, positions: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        """Put positions on the scale of the codes, without rounding."""
+        widths = self._widths(positions.dtype)
+        return (positions + ((self._levels - 1) / 2 - widths)) / widths
 
     @override
     def quantize(self, rows: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n d"], Int[Tensor, " n"], dict[str, Tensor]]:
-        bounded = self.bound(rows)
-        digits = self._digits(bounded.detach())
-        indices = (digits * self._basis).sum(-1)
+        positions = self.positions(rows)
+        # Equal to floor(position + L / 2) without the rounding error of a sum with an even L / 2.
+        digits = self._inside((positions.detach() + self._levels % 2 / 2).floor().long() + self._levels // 2)
         codes = self._digits_to_codes(digits)
         if self.training:
-            # Value: the code. Gradient: that of the bounded value, scaled like the code.
-            scaled = bounded / (self._levels // 2)
-            codes = scaled + (codes - scaled).detach()
-        return codes, indices, {}
+            continuous = self.positions_to_codes(positions)
+            if self.noise_dropout:
+                noisy = (continuous + self.noise_like(continuous)).clamp(-1, 1)
+                codes = torch.where(torch.rand_like(codes) < self.noise_dropout, noisy, codes)
+            # Value: the code. Gradient: that of the squashed feature.
+            codes = continuous + (codes - continuous).detach()
+        return codes, self._digits_to_indices(digits), {}
 
     @override
     def lookup(self, indices: Int[Tensor, "..."]) -> Float[Tensor, "... d"]:
@@ -101,17 +197,36 @@ class FSQ(PositionwiseQuantizer):
 
     @override
     def invert(self, codes: Float[Tensor, "... d"]) -> Int[Tensor, "..."]:
-        return (self._digits(codes * (self._levels // 2)) * self._basis).sum(-1)
+        widths = self._widths(codes.dtype)
+        return self._digits_to_indices(self._inside((codes * widths + widths).round().long()))
 
-    def _digits(self, bounded: Tensor) -> Tensor:
-        digits = bounded.round().long() + self._levels // 2
-        # NaN (possible in training only) becomes the smallest int64; the clamp keeps the index inside the codebook.
+    def noise_like(self, codes: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        """Uniform noise of one level spacing around zero."""
+        return (torch.rand_like(codes) - 0.5) / self._widths(codes.dtype)
+
+    def _amplitudes_and_shifts(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        amplitudes = (self._levels - 1).to(dtype) / 2
+        if self.eps is None:
+            return amplitudes, torch.zeros_like(amplitudes)
+        amplitudes = amplitudes * (1 - self.eps if self.form == "tan" else 1 + self.eps)
+        ratios = (1 - self._levels % 2) / (2 * amplitudes)
+        return amplitudes, torch.tan(ratios) if self.form == "tan" else torch.atanh(ratios)
+
+    def _widths(self, dtype: torch.dtype) -> Tensor:
+        """Digits per unit of the codes: -1 is digit 0 and zero is where the digit is `_widths`."""
+        return (self._levels - 1).to(dtype) / 2 if self.form == "symmetric" else (self._levels // 2).to(dtype)
+
+    def _inside(self, digits: Tensor) -> Tensor:
+        # NaN (possible in training only) becomes some extreme integer; the index must stay inside the codebook.
         return digits.clamp(min=0).minimum(self._levels - 1)
 
     def _digits_to_codes(self, digits: Tensor) -> Tensor:
-        half_width = self._levels // 2
-        return (digits - half_width).float() / half_width
+        widths = self._widths(torch.float32)
+        return (digits - widths) / widths
+
+    def _digits_to_indices(self, digits: Tensor) -> Tensor:
+        return (digits * self._basis).sum(-1)
 
     def extra_repr(self) -> str:
         """One line for ``print(quantizer)``."""
-        return f"levels={list(self.levels)}, codebook_size={self.codebook_size}, bits={self.bits:.4g}"
+        return f"levels={list(self.levels)}, form={self.form}, codebook_size={self.codebook_size}, bits={self.bits:.4g}"
