@@ -48,12 +48,15 @@ def run(*command, cwd=None, timeout=240):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["quantizer=fsqq"], "quantizer has no member 'fsqq'; choose quantizer=fsq|vq_ema. Did you mean fsq?"),
+        (["quantizer=fsqq"], "quantizer has no member 'fsqq'; choose quantizer=bsq|"),
         (["quantiser=fsq"], "no setting 'quantiser': the top level has callbacks, ckpt, data"),
-        (["quantizer.level=[8,5]"], "no setting 'quantizer.level': quantizer has eps, levels. Did you mean levels?"),
+        (
+            ["quantizer.level=[8,5]"],
+            "no setting 'quantizer.level': quantizer has bound, eps, form, levels, noise_dropout. Did you mean levels?",
+        ),
         (
             ["quantizer=vq_ema", "quantizer.size=3"],
-            "no setting 'quantizer.size': quantizer has codebook_size, commitment_weight",
+            "no setting 'quantizer.size': quantizer has assignment, average, ",
         ),
         (["quantizer.levels=[8,5"], "cannot read the override 'quantizer.levels=[8,5'"),
         (["+colour=3"], "no setting 'colour': the top level has"),

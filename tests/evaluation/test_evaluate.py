@@ -5,10 +5,12 @@ import os
 
 import pytest
 import torch
-from patch_tokenizer import PROTOCOL, Repeat, make_batches, make_tokenizer
+from patch_tokenizer import PROTOCOL, Levels, Repeat, make_batches, make_tokenizer
 
 from vistok.evaluation import evaluate
+from vistok.evaluation.evaluate import CODEBOOK_METRICS
 from vistok.metric import CodebookUsage, l1, psnr, ssim
+from vistok.quantizer.base import Quantized
 
 
 def run(tokenizer, batches, **options):
@@ -41,6 +43,65 @@ def test_several_codebooks_are_listed_each(batches):
     assert evaluation.codebook_sizes == (2, 2, 2)
     assert len(evaluation.usage) == 3
     assert evaluation.per_codebook["tokens"] == [13 * 8 * 12] * 3
+
+
+class Binary(Levels):
+    bit_order = "lsb_first"
+
+
+class TwoScales(Levels):
+    """The level of every position after that of the first one."""
+
+    def scale_lengths(self, grid):
+        return (1, math.prod(grid))
+
+    def forward(self, features, labels=None):
+        codes, indices, losses = super().forward(features)
+        indices = indices.flatten(1)
+        return Quantized(codes, torch.cat([indices[:, :1], indices], 1), losses)
+
+
+class Labelled(Levels):
+    """The index of every position is the label."""
+
+    accepts_labels = True
+
+    def forward(self, features, labels=None):
+        codes, indices, losses = super().forward(features)
+        label = 0 if labels is None else labels[:, None, None]
+        return Quantized(codes, torch.zeros_like(indices) + label, losses)
+
+
+def with_quantizer(quantizer):
+    tokenizer = make_tokenizer()
+    tokenizer.quantizer = quantizer
+    return tokenizer
+
+
+def test_each_bit_of_binary_codes_is_listed(batches):
+    tokenizer = with_quantizer(Binary())
+    evaluation = run(tokenizer, batches)
+    ones = (tokenizer.encoder(joined(batches)) >= 0).double().mean((0, 2, 3))
+    assert evaluation.per_bit["ones"] == pytest.approx(ones.tolist())
+    assert evaluation.per_bit.keys() == {"ones", "entropy_bits"}
+    assert evaluation.metrics["dead_bits"] == 0
+    assert evaluation.per_scale == {}
+
+
+def test_each_scale_is_listed(batches):
+    evaluation = run(with_quantizer(TwoScales()), batches)
+    assert evaluation.per_scale["tokens"] == [13, 13 * 96]
+    assert evaluation.per_scale.keys() == {name for name in CODEBOOK_METRICS}
+    assert evaluation.per_bit == {}
+    assert evaluation.per_codebook == {}
+    assert "dead_bits" not in evaluation.metrics
+
+
+def test_labels_of_a_batch_reach_a_quantizer_that_accepts_them(batches):
+    for label, batch in zip((2, 5, 5), batches, strict=True):
+        batch["labels"] = torch.full((len(batch["images"]),), label)
+    usage = run(with_quantizer(Labelled()), batches).usage[0]
+    assert usage.nonzero().flatten().tolist() == [2, 5]
 
 
 def test_the_rate_is_that_of_the_tokenizer(tokenizer, batches):

@@ -1,6 +1,7 @@
 """The three files of a report: complete, self-contained, escaped."""
 
 import base64
+import dataclasses
 import io
 import json
 import math
@@ -56,6 +57,7 @@ def test_saved_metrics_are_read_back(evaluation, folder):
     assert saved.metrics == evaluation.metrics
     assert saved.references == evaluation.references
     assert saved.per_image == evaluation.per_image
+    assert saved.per_codebook == evaluation.per_codebook
     assert saved.missing == evaluation.missing
 
 
@@ -139,6 +141,19 @@ def test_the_page_names_the_training_usage(page):
     assert "In training: utilisation 50.0%" in page
 
 
+def test_columns_per_codebook_scale_and_bit_are_saved_and_shown(evaluation, page, tmp_path):
+    assert "<th>codebook</th><th>codes</th><th>utilisation</th>" in page
+    columns = {"per_scale": {"tokens": [1.0, 96.0]}, "per_bit": {"ones": [0.25, 1.0], "entropy_bits": [0.8113, 0.0]}}
+    metrics = evaluation.metrics | {"dead_bits": 1.0}
+    binary = dataclasses.replace(evaluation, metrics=metrics, **columns)
+    saved = read_evaluation(write_report(binary, tmp_path, "x", "y"))
+    assert {name: getattr(saved, name) for name in columns} == columns
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "1 of 2 bits never change." in text
+    assert "<td>0</td><td>0.25</td><td>0.8113</td>" in text
+    assert "<th>scale</th><th>tokens</th>" in text
+
+
 def test_bars_in_names_do_not_break_the_table(folder):
     lines = (folder / "report.md").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "# &lt;b>fsq&lt;/b> & \\| friends"
@@ -148,3 +163,11 @@ def test_an_evaluation_without_pictures_has_a_report(evaluation, tmp_path):
     bare = Evaluation.from_json(json.loads(json.dumps(evaluation.to_json())))
     write_report(bare, tmp_path, "x", "y")
     assert "Worst reconstructions" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_continuous_tokenizer_has_a_report(tmp_path):
+    options = {"lpips": None, "rfid": False}
+    continuous = evaluate(make_tokenizer("continuous"), make_batches(2, size=(16, 24)), protocol=PROTOCOL, **options)
+    write_report(continuous, tmp_path, "x", "y")
+    assert "Codebook usage" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "a continuous tokenizer has no codes" in (tmp_path / "report.md").read_text(encoding="utf-8")

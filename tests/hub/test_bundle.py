@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import vistok
 from vistok.decoder import CNNDecoder
 from vistok.encoder import CNNEncoder
-from vistok.quantizer import FSQ, VectorQuantizer
+from vistok.quantizer import FSQ, Identity, VectorQuantizer
 
 
 def make(quantizer=None):
@@ -161,7 +161,7 @@ def test_a_pickle_in_place_of_the_weights_is_never_unpickled(bundle, tmp_path):
 
 def test_an_argument_that_does_not_exist_lists_those_that_do(bundle):
     edit_config(bundle, quantizer={"_target_": "vistok.quantizer.FSQ", "levels": [8, 5, 5], "level": 3})
-    with pytest.raises(ValueError, match="FSQ has no argument level; it takes levels, eps"):
+    with pytest.raises(ValueError, match="FSQ has no argument level; it takes levels, "):
         vistok.load(bundle)
 
 
@@ -237,6 +237,24 @@ def test_the_model_card_quotes_numbers_with_their_protocol(tmp_path):
     assert "psnr: 27.12" in card
     assert "reference: held-out" in card
     assert "`python eval.py`" in card
+
+
+def test_the_model_card_lists_usage_per_codebook_scale_and_bit(tmp_path):
+    usage = {"per_codebook": {}, "per_bit": {"ones": [0.25, 1.0]}}
+    measured = {"metrics": {"psnr": 27.0}, "usage": usage}
+    card = (vistok.save(make(), tmp_path / "b", measured=measured) / "README.md").read_text()
+    assert "Per bit:\n\n- ones: 0.25, 1" in card
+    assert "Per codebook" not in card
+
+
+def test_the_model_card_says_what_the_codes_are(tmp_path):
+    discrete = (vistok.save(make(FSQ((8, 5, 5))), tmp_path / "discrete") / "README.md").read_text()
+    assert "described by one index of 200 codes (7.644 bits)." in discrete
+    assert "tok.decode_indices(quantized.indices)" in discrete
+    continuous = (vistok.save(make(Identity(4)), tmp_path / "continuous") / "README.md").read_text()
+    assert "described by 4 continuous numbers." in continuous
+    assert "indices" not in continuous
+    assert "tok.decode(quantized.codes)  # codes (b 4 h w)" in continuous
 
 
 def test_a_part_that_cannot_be_described_is_refused_before_anything_is_written(tmp_path):

@@ -8,10 +8,12 @@ import torch
 
 import vistok.metric.codebook_usage as module
 from vistok.metric import CodebookUsage
+from vistok.quantizer import FSQ, LFQ, Identity
+from vistok.quantizer.residual import ResidualQuantizer
 
 
-def measured(sizes, *batches):
-    usage = CodebookUsage(sizes)
+def measured(sizes, *batches, **arguments):
+    usage = CodebookUsage(sizes, **arguments)
     for batch in batches:
         usage.update(batch)
     return usage.compute()
@@ -27,6 +29,7 @@ def test_values_equal_a_computation_in_numpy():
     assert values["perplexity"].item() == pytest.approx(math.exp(nats), rel=1e-12)
     assert values["entropy_bits"].item() == pytest.approx(nats / math.log(2), rel=1e-12)
     assert values["dead_codes"].item() == 64 - np.count_nonzero(counts)
+    assert values["distinct_codes"].item() == np.count_nonzero(counts)
     assert values["tokens"].item() == 105
 
 
@@ -109,6 +112,7 @@ def test_a_codebook_of_2_to_the_62_is_counted():
     values = measured((2**62,), torch.tensor([0, 2**62 - 1, 7, 7]))
     assert values["entropy_bits"].item() == pytest.approx(1.5)
     assert values["utilisation"].item() == pytest.approx(3 / 2**62)
+    assert values["distinct_codes"].item() == 3
 
 
 def test_reset_forgets_everything():
@@ -139,3 +143,73 @@ def test_counts_of_two_ranks_are_summed():
     together = CodebookUsage(sizes)
     together.update(indices)
     assert all(torch.equal(*pair) for pair in zip(ranks[0].counts(), together.counts(), strict=True))
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_each_scale_is_counted_alone(monkeypatch, large, depth):
+    if large:
+        monkeypatch.setattr(module, "MAX_COUNTERS", 8)
+    sizes, lengths = (16, 32)[:depth], (1, 4, 9)
+    indices = torch.randint(0, 16, (5, 14, depth))
+    batches = (indices if depth > 1 else indices.squeeze(-1)).split(2)
+    values = measured(sizes, *batches, scale_lengths=lengths)
+    for scale, part in enumerate(indices.split(lengths, 1)):
+        alone = measured(sizes, part if depth > 1 else part.squeeze(-1))
+        for name in ("utilisation", "perplexity", "entropy_bits", "dead_codes", "distinct_codes", "tokens"):
+            assert values[f"{name}_per_scale"][scale] == alone[name], name
+    whole = measured(sizes, *batches)
+    assert all(torch.equal(values[name], whole[name]) for name in whole)
+
+
+def test_codes_of_the_first_scales_leave_the_others_out():
+    values = measured((8,), torch.zeros(3, 5, dtype=torch.int64), scale_lengths=(1, 4, 9))
+    assert values["tokens_per_scale"].tolist() == [3, 12, 0]
+
+
+@pytest.mark.parametrize("shape", [(3, 15), (3, 2, 7), (14,)])
+def test_indices_that_are_not_of_the_scales_are_refused(shape):
+    with pytest.raises(ValueError, match=r"indices of 3 scales are \(b, 14\) or shorter"):
+        CodebookUsage((8,), scale_lengths=(1, 4, 9)).update(torch.zeros(shape, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("counters", [2**24, 4])
+@pytest.mark.parametrize("order", ["lsb_first", "msb_first"])
+def test_each_bit_is_counted_in_the_order_of_the_channels(monkeypatch, order, counters):
+    monkeypatch.setattr(module, "MAX_COUNTERS", counters)
+    bits = torch.rand(50, 6) < torch.tensor([0.5, 0.1, 0.9, 0.0, 1.0, 0.5])
+    powers = torch.tensor([1, 2, 4]) if order == "lsb_first" else torch.tensor([4, 2, 1])
+    indices = (bits.view(50, 2, 3) * powers).sum(-1)
+    values = measured((8, 8), *indices, bit_order=order)
+    ones = bits.double().mean(0)
+    assert torch.equal(values["ones_per_bit"], ones)
+    entropy = (torch.special.entr(ones) + torch.special.entr(1 - ones)) / math.log(2)
+    torch.testing.assert_close(values["entropy_bits_per_bit"], entropy)
+    assert values["dead_bits"].item() == 2
+
+
+def test_bits_of_an_index_of_62_bits_are_exact():
+    indices = torch.tensor([2**61, 2**61 + 1, 3 * 2**60, 0])
+    ones = measured((2**62,), indices, bit_order="lsb_first")["ones_per_bit"]
+    assert ones.nonzero().flatten().tolist() == [0, 60, 61]
+    assert ones[[0, 60, 61]].tolist() == [1 / 4, 1 / 4, 3 / 4]
+
+
+def test_bits_need_codebooks_of_powers_of_two_and_a_known_order():
+    with pytest.raises(ValueError, match=r"binary codebooks have 2\*\*n codes, got \(8, 12\)"):
+        CodebookUsage((8, 12), bit_order="lsb_first")
+    with pytest.raises(ValueError, match="bit_order must be one of lsb_first, msb_first, or None; got 'big'"):
+        CodebookUsage((8,), bit_order="big")
+
+
+def test_a_quantizer_says_what_there_is_to_count():
+    usage = CodebookUsage.of(LFQ(bits=6, index_bits=3, bit_order="msb_first"))
+    assert usage is not None
+    assert (usage.codebook_sizes, usage.bit_order) == ((8, 8), "msb_first")
+    residual = CodebookUsage.of(ResidualQuantizer(LFQ(bits=4), depth=2))
+    assert residual is not None
+    assert (residual.codebook_sizes, residual.bit_order) == ((16, 16), "lsb_first")
+    plain = CodebookUsage.of(ResidualQuantizer(FSQ((4, 4)), depth=2), scale_lengths=(1, 3))
+    assert plain is not None
+    assert (plain.bit_order, plain.scale_lengths) == (None, (1, 3))
+    assert CodebookUsage.of(Identity(4)) is None

@@ -158,7 +158,10 @@ def test_random_choices_leave_the_global_random_state_alone():
         ({"dim": 0}, "dim must be an integer of at least 1, got 0"),
         ({"table": "ema", "decay": 1.0}, r"decay must lie in \[0, 1\), got 1.0"),
         ({"revival": "random", "revive_below": 2}, "revive_below is a share of uniform usage"),
-        ({"init": "zeros"}, "init must be one of normal, scaled_normal, uniform, batch, kmeans, file; got 'zeros'"),
+        (
+            {"init": "zeros"},
+            "init must be one of normal, scaled_normal, sphere, uniform, batch, kmeans, file; got 'zeros'",
+        ),
         ({"distance": "manhattan"}, "distance must be one of euclidean, cosine, dot, linear; got 'manhattan'"),
         ({"decay": 0.9}, "decay=0.9 has no effect here: write decay=null, or change one of table=learned"),
         ({"table": "ema", "codebook_weight": 1.0}, "codebook_weight=1.0 has no effect here"),
@@ -555,5 +558,7 @@ def test_a_dual_codebook_chooses_by_both_parts_and_returns_both():
 
 def test_published_initial_tables_have_their_scale():
     assert VectorQuantizer(1000, 16).table.detach().std() == pytest.approx(1, rel=0.02)
-    assert VectorQuantizer(1000, 16, init="scaled_normal").table.detach().std() == pytest.approx(1 / math.sqrt(16), rel=0.02)
+    assert VectorQuantizer(1000, 16, init="scaled_normal").table.detach().std() == pytest.approx(
+        1 / math.sqrt(16), rel=0.02
+    )
     assert VectorQuantizer(1000, 16, init="uniform").table.detach().abs().max() == pytest.approx(1 / 1000, rel=0.01)

@@ -3,21 +3,28 @@
 import lightning
 import pytest
 import torch
+from timm.optim import create_optimizer_v2
 from torch.utils.data import DataLoader
 
 import vistok
 from vistok.decoder import CNNDecoder
 from vistok.encoder import CNNEncoder
 from vistok.loss import ReconstructionLoss
-from vistok.quantizer import FSQ, VectorQuantizer
-from vistok.training.module import TokenizerModule, mean_squared_correlation, random_states, set_random_states
+from vistok.quantizer import FSQ, Identity, VectorQuantizer
+from vistok.training.module import (
+    TokenizerModule,
+    clear_moments,
+    mean_squared_correlation,
+    random_states,
+    set_random_states,
+)
 from vistok.training.schedule import constant, cosine
 
 
 def make(quantizer=None, **arguments):
     tokenizer = vistok.Tokenizer(
         CNNEncoder(base_channels=32, num_blocks=1),
-        quantizer or VectorQuantizer(16, 4),
+        quantizer or VectorQuantizer(16, 4, table="ema", revival="random", init="batch"),
         CNNDecoder(base_channels=32, num_blocks=1),
     )
     return TokenizerModule(
@@ -140,3 +147,84 @@ def test_a_warm_up_longer_than_the_training_says_what_to_set():
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
     with pytest.raises(ValueError, match=r"below the 50 steps of the training, got 100: set scheduler.warmup_steps=5"):
         constant(optimizer, total_steps=50, warmup_steps=100)
+
+
+class Table(FSQ):
+    """FSQ beside a learned table, of which every update overwrites the rows it is told."""
+
+    def __init__(self, rows=()):
+        super().__init__((5, 5))
+        self.rows = torch.tensor(rows, dtype=torch.int64)
+        self.loss_weights = {"table": 1.0}
+        self.table = torch.nn.Parameter(torch.randn(6, 2))
+
+    def quantize(self, rows):
+        codes, indices, _ = super().quantize(rows)
+        return codes, indices, {"table": self.table.square().sum()}
+
+    @property
+    def touched_codes(self):
+        return [(self.table, self.rows)]
+
+
+OPTIMISERS = {
+    "adamw": lambda module: torch.optim.AdamW(module.parameters(), lr=1e-3, amsgrad=True),
+    "sgd": lambda module: torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.9),
+    "timm": lambda module: create_optimizer_v2(module, opt="lion", lr=1e-3, weight_decay=1e-4),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_moments_of_codes_that_were_overwritten_are_cleared_and_no_others(name):
+    rows = [1, 4]
+    module = make(Table(rows))
+    module.make_optimizer = OPTIMISERS[name]
+    trainer = fit(module, [batch(), batch()])
+    state = trainer.optimizers[0].state
+    moments = [value for value in state[module.tokenizer.quantizer.table].values() if value.ndim == 2]
+    assert len(moments) == {"adamw": 3, "sgd": 1, "timm": 1}[name]
+    for moment in moments:
+        assert (moment == 0).all(1).nonzero().flatten().tolist() == rows
+    others = [value for value in state[module.tokenizer.to_codes.weight].values() if value.ndim == 2]
+    assert all((moment != 0).any() for moment in others)
+
+
+def test_a_skipped_step_clears_no_moments():
+    module = make(Table([0]))
+    calls = []
+    module.tokenizer.quantizer.update = lambda: calls.append("update")
+    trainer = fit(module, [batch(torch.nan)])
+    assert calls == []
+    assert not trainer.optimizers[0].state
+
+
+def test_moments_of_an_optimiser_without_state_are_left_alone():
+    table = torch.nn.Parameter(torch.zeros(3, 2))
+    optimizer = torch.optim.AdamW([table])
+    clear_moments(optimizer, table, torch.tensor([1]))
+    assert not optimizer.state
+
+
+def test_continuous_codes_train_and_validate_without_codebook_usage():
+    module = make(Identity(4))
+    trainer = fit(module, [batch(), batch()])
+    assert trainer.global_step == 2
+    assert trainer.callback_metrics["val/psnr"] > 0
+    assert "val/utilisation" not in trainer.callback_metrics
+
+
+def test_labels_of_a_batch_reach_the_quantizer_in_training_and_validation():
+    class Labelled(FSQ):
+        accepts_labels = True
+
+        def forward(self, features, labels=None):
+            seen.append((self.training, labels))
+            return super().forward(features)
+
+    seen = []
+    labels = torch.tensor([3, 1, 4, 1])
+    fit(make(Labelled((5, 5))), [{**batch(), "labels": labels}, batch()])
+    training = [given for is_training, given in seen if is_training]
+    assert torch.equal(training[0], labels)
+    assert training[1] is None
+    assert [given for is_training, given in seen if not is_training] == [None] * 2

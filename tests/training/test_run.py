@@ -241,3 +241,16 @@ def test_a_logger_that_cannot_start_does_not_stop_the_run(tiny, caplog):
     config.logger = {"csv": config.logger.csv, "broken": {"_target_": "vistok.training.loggers.nothing"}}
     assert len(run_module.make_loggers(config, folder)) == 1
     assert "logger broken could not start and is left out" in caplog.text
+
+
+@pytest.mark.parametrize("quantizer", ["kl", "identity"])
+def test_a_continuous_tokenizer_is_trained_measured_and_saved(tiny, quantizer):
+    config, folder = tiny("run", f"quantizer={quantizer}", "quantizer.dim=4")
+    config.callbacks.pictures = {"_target_": "vistok.training.callbacks.Pictures", "folder": str(folder)}
+    metrics = train(config, folder)
+    assert metrics["psnr"] > 0
+    assert not metrics.keys() & {"utilisation", "train_utilisation", "bits_per_pixel"}
+    assert "continuous" in (folder / "bundle" / "README.md").read_text()
+    assert not (folder / "codebook_usage.png").exists()
+    loaded = vistok.load(folder)
+    assert loaded(torch.zeros(1, 3, 16, 16)).quantized.codes.shape == (1, 4, 2, 2)

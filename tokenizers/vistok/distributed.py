@@ -33,6 +33,14 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def all_reduce_min(tensor: Tensor) -> Tensor:
+    """Smallest value over ranks, in place; without gradient."""
+    if is_distributed():
+        dist.all_reduce(tensor, dist.ReduceOp.MIN)
+    return tensor
+
+
+@torch.no_grad()
 def broadcast(tensor: Tensor, source: int = 0) -> Tensor:
     """Value of rank `source` on every rank, in place."""
     if is_distributed():
@@ -67,3 +75,21 @@ def take_rows(rows: Tensor, positions: Tensor) -> Tensor:
     taken = rows.new_zeros(len(positions), rows.shape[1])
     taken[mine] = rows[local[mine]]
     return all_reduce_sum(taken)
+
+
+def mean_over_ranks(local_mean: Tensor, rows: int) -> Tensor:
+    """Mean over the rows of all ranks, with the gradient that DDP's averaging turns into that of the joined batch.
+
+    DDP averages the gradients of the ranks, so each rank's own mean counts by its share of the rows times the number
+    of ranks; a plain differentiable all-reduce is right only if all ranks hold the same number of rows.
+
+    Args:
+        local_mean: float32, any shape, the same on every rank: the mean over this rank's rows.
+        rows: How many rows this rank averaged, at least 1.
+    """
+    if not is_distributed():
+        return local_mean
+    sums = torch.cat([local_mean.detach().flatten() * rows, local_mean.new_full((1,), rows)])
+    all_reduce_sum(sums)
+    weighted = local_mean * (world_size() * rows / sums[-1])
+    return (sums[:-1] / sums[-1]).view_as(local_mean) + (weighted - weighted.detach())

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -122,17 +123,30 @@ class Tokenizer(Configurable, nn.Module):
         Args:
             images: ``(b c H W)`` in [-1, 1]; H and W are multiples of `factor`.
             labels: Only for class-specific quantizers.
-            length: Only for tokenizers whose codes may be cut short.
+            length: Keep only the first parts of each code: depths of a residual stack, groups, scales of a pyramid.
+                The losses are those of the whole code.
 
         Raises:
-            ValueError: If the images have another layout, number of channels, dtype or size, or `length` is given and
-                the codes have one fixed length.
+            ValueError: If the images have another layout, number of channels, dtype or size, or `length` is given in
+                training mode, for codes of one fixed length, or outside 1 to their number of parts.
         """
-        if length is not None:
+        features = self._features(images)
+        quantized = self.quantizer(features, labels)
+        if length is None:
+            return quantized
+        if self.training:
             raise ValueError(
-                f"{type(self.quantizer).__name__} has codes of one fixed length: do not pass length={length}"
+                f"length={length} is for evaluation: call tokenizer.eval() first. In training it is the quantizer "
+                "that shortens codes, see its dropout"
             )
-        return self.quantizer(self._features(images), labels)
+        grid = features.shape[2:]
+        indices = self.quantizer.shorten(quantized.indices, length, grid)
+        codes = self.quantizer.indices_to_codes(indices, grid).to(quantized.codes.dtype)
+        return Quantized(codes, indices, quantized.losses)
+
+    def labels_of(self, batch: Mapping[str, Any]) -> Int[Tensor, " b"] | None:
+        """The class labels of a batch, for quantizers that accept them; None for others and where there are none."""
+        return batch.get("labels") if self.quantizer.accepts_labels else None
 
     def _features(self, images: Tensor) -> Tensor:
         if not images.is_floating_point():
@@ -190,20 +204,25 @@ class Tokenizer(Configurable, nn.Module):
         """Images of indices, as `encode` returns them.
 
         Args:
-            indices: ``(b *grid)``, or ``(b *grid depth)`` with several codebooks.
-            size: Image size in pixels, where it does not follow from the shape of the indices.
+            indices: ``(b *grid)``, ``(b *grid depth)`` with several codebooks, ``(b length[ depth])`` with several
+                scales; or the first depths or scales of them.
+            size: Image size in pixels, where it does not follow from the shape of the indices (default: the training
+                size).
 
         Raises:
             ValueError: If an index is outside its codebook.
         """
         self._refuse_continuous("decode_indices")
-        grid = self.grid(size) if size is not None else None
-        return self.decode(self.quantizer.indices_to_codes(indices, grid), size)
+        return self.decode(self.indices_to_codes(indices, size), size)
 
     def indices_to_codes(
         self, indices: Int[Tensor, "..."], size: Sequence[int] | None = None
     ) -> Float[Tensor, "b d *grid"]:
         """Codes of indices; equal to the codes `encode` returns in evaluation."""
+        self._refuse_continuous("indices_to_codes")
+        # The shape of the indices says the grid, except where the scales of a pyramid follow one another.
+        if size is None and self.default_size is not None and self.scale_lengths(self.grid()):
+            size = self.default_size
         return self.quantizer.indices_to_codes(indices, self.grid(size) if size is not None else None)
 
     def grid(self, size: Sequence[int] | None = None) -> tuple[int, ...]:
@@ -212,24 +231,38 @@ class Tokenizer(Configurable, nn.Module):
 
     def sequence_length(self, size: Sequence[int] | None = None) -> int:
         """Number of integers that describe an image of `size` pixels."""
+        self._refuse_continuous("sequence_length")
         return math.prod(self.quantizer.indices_shape(self.grid(size)))
 
     def bits_per_pixel(self, size: Sequence[int] | None = None) -> float:
         """Bits of the codes of one image over its number of pixels, without entropy coding."""
         size = self._size(size)
-        return self.quantizer.bits * math.prod(self.grid(size)) / math.prod(size)
+        return self.quantizer.total_bits(self.grid(size)) / math.prod(size)
+
+    def scale_lengths(self, grid: Sequence[int]) -> tuple[int, ...]:
+        """Number of tokens of each scale on a feature grid; empty if the quantizer has no scales."""
+        return self.quantizer.scale_lengths(grid)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay would harm, the codebooks; timm's optimisers ask for them."""
+        return {
+            f"{name}.{parameter}"
+            for name, module in self.named_modules()
+            if isinstance(module, Quantizer)
+            for parameter in module.undecayed
+        }
 
     def flatten(self, indices: Int[Tensor, "b ..."], offsets: bool = False) -> Int[Tensor, "b length"]:
-        """The sequence an autoregressive model learns: raster order, depth fastest.
+        """The sequence an autoregressive model learns: scale by scale, raster order, depth fastest.
 
         Args:
-            indices: As `encode` returns them.
+            indices: As `encode` returns them, whole or shortened.
             offsets: Add the cumulative codebook sizes, so that all codebooks share one joint vocabulary of
                 ``sum(codebook_sizes)`` ids. Otherwise ids are raw, per codebook.
         """
         self._refuse_continuous("flatten")
         if offsets and self.quantizer.num_codebooks > 1:
-            indices = indices + self._offsets(indices)[: indices.shape[-1]]
+            indices = indices + self._offsets(indices)
         return indices.flatten(1)
 
     def unflatten(
@@ -237,22 +270,35 @@ class Tokenizer(Configurable, nn.Module):
     ) -> Int[Tensor, "b ..."]:
         """Inverse of `flatten` for images of `size` pixels (default: the training size).
 
+        A shorter sequence is one of shortened codes: whole depths of each position, or whole scales.
+
         Raises:
             ValueError: If the length does not fit the size.
         """
         self._refuse_continuous("unflatten")
-        shape = self.quantizer.indices_shape(self.grid(size))
-        if ids.ndim != 2 or ids.shape[1] != math.prod(shape):
+        shapes = self._shapes(self.grid(size))
+        shape = next((shape for shape in shapes if ids.ndim == 2 and math.prod(shape) == ids.shape[1]), None)
+        if shape is None:
+            lengths = " or ".join(str(math.prod(shape)) for shape in shapes)
             raise ValueError(
-                f"ids must be (b, {math.prod(shape)}) for images of {self._size(size)} pixels, "
+                f"ids must be (b, {lengths}) for images of {self._size(size)} pixels, "
                 f"got {tuple(ids.shape)}: pass the size"
             )
         indices = ids.unflatten(1, shape)
-        return indices - self._offsets(ids) if offsets and self.quantizer.num_codebooks > 1 else indices
+        return indices - self._offsets(indices) if offsets and self.quantizer.num_codebooks > 1 else indices
 
-    def _offsets(self, like: Tensor) -> Tensor:
-        sizes = torch.tensor((0, *self.quantizer.codebook_sizes[:-1]), device=like.device)
-        return sizes.cumsum(0)
+    def _shapes(self, grid: Sequence[int]) -> list[tuple[int, ...]]:
+        """Shapes of the indices of one image: those of its first parts, from one to all."""
+        *positions, last = whole = self.quantizer.indices_shape(grid)
+        if scales := self.scale_lengths(grid):
+            return [(length, *whole[1:]) for length in accumulate(scales)]
+        if self.quantizer.num_codebooks > 1:
+            return [(*positions, depth) for depth in range(1, last + 1)]
+        return [whole]
+
+    def _offsets(self, indices: Tensor) -> Tensor:
+        sizes = torch.tensor((0, *self.quantizer.codebook_sizes[:-1]), device=indices.device)
+        return sizes.cumsum(0)[: indices.shape[-1]]
 
     def _size(self, size: Sequence[int] | None) -> tuple[int, ...]:
         size = tuple(size) if size is not None else self.default_size

@@ -22,6 +22,7 @@ CODEBOOK_METRICS = (
     "perplexity",
     "entropy_bits",
     "dead_codes",
+    "distinct_codes",
     "tokens",
     "expected_uniform_utilisation",
 )
@@ -95,8 +96,7 @@ class _Run:
         self.bad = 0
         self.speed: dict[str, list[float]] = {"encode": [], "decode": []}
         self.measures: ImageMeasures | None = None
-        sizes = tokenizer.quantizer.codebook_sizes
-        self.usage = CodebookUsage(sizes, sync_on_compute=False).to(device) if sizes else None
+        self.usage: CodebookUsage | None = None
 
     def update(self, batch: Mapping[str, Any]) -> None:
         self.bad += len(batch.get("bad", ()))
@@ -108,7 +108,9 @@ class _Run:
         if not self.shape:
             self._start(images)
         self.keys += keys
-        quantized = self._timed("encode", len(images), lambda: self.tokenizer.encode(images))
+        labels = self.tokenizer.labels_of(batch)
+        labels = labels.to(self.device) if labels is not None else None
+        quantized = self._timed("encode", len(images), lambda: self.tokenizer.encode(images, labels))
         decoded = self._timed("decode", len(images), lambda: self.tokenizer.decode(quantized.codes, images.shape[2:]))
         _check_finite(decoded, keys)
         if self.usage is not None:
@@ -142,6 +144,8 @@ class _Run:
         except ValueError as error:
             raise ValueError(f"images of {size} do not fit this tokenizer ({error}): resize or crop them") from error
         self.shape = tuple(images.shape[1:])
+        usage = CodebookUsage.of(self.tokenizer.quantizer, self.tokenizer.scale_lengths(grid), sync_on_compute=False)
+        self.usage = usage.to(self.device) if usage is not None else None
         if self.tokenizer.decoder.output == "images":
             rate = self.tokenizer.bits_per_pixel(size)
             references = References(size, grid, images.shape[1], rate) if self.references else None
@@ -205,13 +209,21 @@ class _Run:
         values, evaluation.usage = self.usage.compute(), self.usage.counts()
         evaluation.metrics |= {name: float(values[name]) for name in CODEBOOK_METRICS}
         evaluation.metrics["bits_per_pixel"] = self.tokenizer.bits_per_pixel(self.shape[1:])
+        if "dead_bits" in values:
+            evaluation.metrics["dead_bits"] = float(values["dead_bits"])
         if len(evaluation.usage) > 1:
-            evaluation.per_codebook = {name: values[f"{name}_per_codebook"].tolist() for name in CODEBOOK_METRICS}
+            evaluation.per_codebook = _columns(values, "_per_codebook")
+        evaluation.per_scale = _columns(values, "_per_scale")
+        evaluation.per_bit = _columns(values, "_per_bit")
 
     def _protocol(self, given: Mapping[str, Any]) -> dict[str, Any]:
         dtype = next((parameter.dtype for parameter in self.tokenizer.parameters()), torch.float32)
         networks = self.measures.protocol if self.measures is not None else {}
         return {**given, **describe(self.shape, len(self.keys), self.device, dtype), **networks}
+
+
+def _columns(values: Mapping[str, Tensor], suffix: str) -> dict[str, list[float]]:
+    return {name.removesuffix(suffix): value.tolist() for name, value in values.items() if name.endswith(suffix)}
 
 
 def _check_finite(decoded: Tensor, keys: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """The report as one self-contained HTML page: no script, nothing loaded from elsewhere, light and dark."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 
 from matplotlib.axes import Axes
@@ -157,17 +157,21 @@ def _usage(evaluation: Evaluation) -> str:
     )
     if "train_utilisation" in metrics:
         text += f" In training: utilisation {metrics['train_utilisation']:.1%}."
-    table = ""
-    if evaluation.per_codebook:
-        names = [name for name in evaluation.per_codebook if name != "tokens"]
-        columns = zip(evaluation.codebook_sizes, *(evaluation.per_codebook[name] for name in names), strict=True)
-        body = [
-            [str(position), f"{size:,}", *(f"{value:.5g}" for value in values)]
-            for position, (size, *values) in enumerate(columns)
-        ]
-        table = _numbers(["codebook", "codes", *(name.replace("_", " ") for name in names)], body)
+    if "dead_bits" in metrics:
+        text += f" {metrics['dead_bits']:.0f} of {len(evaluation.per_bit['ones'])} bits never change."
+    codes = {"codes": [float(size) for size in evaluation.codebook_sizes]}
+    table = _columns("codebook", codes | evaluation.per_codebook if evaluation.per_codebook else {})
+    table += _columns("scale", evaluation.per_scale) + _columns("bit", evaluation.per_bit)
     figure = _plot("Occurrences of codes", lambda axes, theme: draw_usage(axes, theme, evaluation.usage), (12.0, 3.2))
     return f'<h2>Codebook usage</h2><p>{text}</p>{table}<div class="plots">{figure}</div>'
+
+
+def _columns(heading: str, columns: Mapping[str, Sequence[float]]) -> str:
+    body = [
+        [str(position), *(f"{value:,.0f}" if value >= 1000 else f"{value:.4g}" for value in values)]
+        for position, values in enumerate(zip(*columns.values(), strict=True))
+    ]
+    return _numbers([heading, *(name.replace("_", " ") for name in columns)], body) if columns else ""
 
 
 def _plot(alternative: str, draw: Callable[[Axes, Theme], None], size: tuple[float, float] = (6.4, 3.4)) -> str:

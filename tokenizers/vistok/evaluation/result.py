@@ -45,9 +45,9 @@ class Evaluation:
 
     Attributes:
         metrics: Overall numbers. ``psnr`` (dB), ``ssim``, ``ms_ssim``, ``l1``, ``lpips``, ``rfid``, ``utilisation``,
-            ``perplexity``, ``entropy_bits``, ``dead_codes``, ``tokens``, ``expected_uniform_utilisation``,
-            ``bits_per_pixel``, ``encode_images_per_second``, ``decode_images_per_second``; with ``train_`` in front
-            what training measured.
+            ``perplexity``, ``entropy_bits``, ``dead_codes``, ``distinct_codes``, ``tokens``,
+            ``expected_uniform_utilisation``, ``dead_bits`` of binary codes, ``bits_per_pixel``,
+            ``encode_images_per_second``, ``decode_images_per_second``; with ``train_`` in front what training measured.
         missing: Metrics that were not measured, and why.
         notes: What a reader of a metric must know.
         protocol: How everything was measured.
@@ -55,6 +55,8 @@ class Evaluation:
         codebook_sizes: Number of codes of each codebook; empty for continuous tokenizers.
         usage: Occurrences of each code, one tensor per codebook.
         per_codebook: The codebook metrics of each codebook, where there are several.
+        per_scale: The codebook metrics of each scale of a multi-scale tokenizer.
+        per_bit: ``ones`` (share) and ``entropy_bits`` of each bit of binary codes.
         per_image: Columns of equal length: ``key``, and per-image values of the image metrics.
         worst: Examples of the lowest PSNR, worst first.
         best: Examples of the highest PSNR, best first, without those in `worst`.
@@ -69,6 +71,8 @@ class Evaluation:
     codebook_sizes: tuple[int, ...] = ()
     usage: list[Tensor] = field(default_factory=list)
     per_codebook: dict[str, list[float]] = field(default_factory=dict)
+    per_scale: dict[str, list[float]] = field(default_factory=dict)
+    per_bit: dict[str, list[float]] = field(default_factory=dict)
     per_image: dict[str, list[Any]] = field(default_factory=dict)
     worst: list[Example] = field(default_factory=list)
     best: list[Example] = field(default_factory=list)
@@ -84,6 +88,8 @@ class Evaluation:
                 "references": [vars(reference) for reference in self.references],
                 "codebook_sizes": self.codebook_sizes,
                 "per_codebook": self.per_codebook,
+                "per_scale": self.per_scale,
+                "per_bit": self.per_bit,
                 "worst": [{"key": example.key, "psnr": example.psnr} for example in self.worst],
                 "best": [{"key": example.key, "psnr": example.psnr} for example in self.best],
                 "bad": self.bad,
@@ -109,6 +115,8 @@ class Evaluation:
             references=[Reference(**reference) for reference in data.get("references", [])],
             codebook_sizes=tuple(data.get("codebook_sizes", ())),
             per_codebook=dict(data.get("per_codebook", {})),
+            per_scale=dict(data.get("per_scale", {})),
+            per_bit=dict(data.get("per_bit", {})),
             per_image=dict(data.get("per_image", {})),
             bad=data.get("bad", 0),
         )

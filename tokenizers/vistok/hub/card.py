@@ -1,9 +1,10 @@
 """The model card of a bundle: what it is, how to use it, and numbers with the protocol they were measured by."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vistok.quantizer.base import Quantizer
 from vistok.tokenizer import Tokenizer
 
 TEMPLATE = """\
@@ -14,16 +15,14 @@ tags: [visual-tokenizer, image-tokenizer]
 # {name}
 
 A visual tokenizer: {encoder} encoder, {quantizer} quantizer, {decoder} decoder. One position covers {factor} x
-    {factor} pixels and is
-described by {num_codebooks} of {codebook_sizes} codes ({bits:.4g} bits).
+{factor} pixels and is described by {codes}.
 
 ```python
 import vistok
 
 tok = vistok.load("path/to/this/folder")  # or its hub id
 quantized = tok.encode(images)  # images (b {channels} H W) in [-1, 1], H and W multiples of {factor}
-ids = tok.flatten(quantized.indices)  # (b, length), the sequence an autoregressive model learns
-images = tok.decode_indices(quantized.indices)
+{usage}
 ```
 
 ## Preprocessing
@@ -35,6 +34,11 @@ images = tok.decode_indices(quantized.indices)
 {measured}
 """
 
+DISCRETE_USAGE = """\
+ids = tok.flatten(quantized.indices)  # (b, length), the sequence an autoregressive model learns
+images = tok.decode_indices(quantized.indices)"""
+CONTINUOUS_USAGE = "images = tok.decode(quantized.codes)  # codes (b {dim} h w), what a diffusion model learns"
+
 
 def model_card(tokenizer: Tokenizer, name: str, measured: Mapping[str, Any]) -> str:
     """Markdown of the card.
@@ -42,7 +46,8 @@ def model_card(tokenizer: Tokenizer, name: str, measured: Mapping[str, Any]) -> 
     Args:
         tokenizer: What the card describes.
         name: Title.
-        measured: ``metrics``, ``protocol`` and ``command`` of an evaluation; may be empty.
+        measured: ``metrics``, ``usage`` (columns per codebook, scale and bit), ``protocol`` and ``command`` of an
+            evaluation; may be empty.
     """
     quantizer = tokenizer.quantizer
     return TEMPLATE.format(
@@ -52,12 +57,18 @@ def model_card(tokenizer: Tokenizer, name: str, measured: Mapping[str, Any]) -> 
         decoder=type(tokenizer.decoder).__name__,
         factor=tokenizer.factor,
         channels=tokenizer.channels,
-        num_codebooks="one index" if quantizer.num_codebooks == 1 else f"{quantizer.num_codebooks} indices",
-        codebook_sizes=" x ".join(map(str, quantizer.codebook_sizes)) or "no (continuous)",
-        bits=quantizer.bits,
+        codes=_codes(quantizer),
+        usage=DISCRETE_USAGE if quantizer.codebook_sizes else CONTINUOUS_USAGE.format(dim=quantizer.dim),
         preprocessing=_listing(tokenizer.preprocessing) or "Not recorded.",
         measured=_measured(measured),
     )
+
+
+def _codes(quantizer: Quantizer) -> str:
+    if not quantizer.codebook_sizes:
+        return f"{quantizer.dim} continuous numbers"
+    count = "one index" if quantizer.num_codebooks == 1 else f"{quantizer.num_codebooks} indices"
+    return f"{count} of {' x '.join(map(str, quantizer.codebook_sizes))} codes ({quantizer.bits:.4g} bits)"
 
 
 def _measured(measured: Mapping[str, Any]) -> str:
@@ -68,11 +79,19 @@ def _measured(measured: Mapping[str, Any]) -> str:
             {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in measured["metrics"].items()}
         )
     ]
+    for name, columns in measured.get("usage", {}).items():
+        if columns:
+            heading = name.replace("_", " ").capitalize()
+            parts.append(f"{heading}:\n\n" + _listing({key: _short(values) for key, values in columns.items()}))
     if measured.get("protocol"):
         parts.append("Protocol:\n\n" + _listing(measured["protocol"]))
     if measured.get("command"):
         parts.append(f"Command: `{measured['command']}`")
     return "\n\n".join(parts)
+
+
+def _short(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
 
 
 def _listing(values: Mapping[str, Any]) -> str:

@@ -108,8 +108,19 @@ class Quantizer(Configurable, nn.Module, ABC):
         """Bits of all codes of one feature grid, without entropy coding."""
         return self.bits * math.prod(grid)
 
-    def shorten(self, indices: Int[Tensor, "b ..."], length: int) -> Int[Tensor, "b ..."]:
+    def scale_lengths(self, grid: Sequence[int]) -> tuple[int, ...]:
+        """Tokens of each scale of a pyramid, in the order of the indices; empty if the codes have no scales."""
+        return ()
+
+    def shorten(
+        self, indices: Int[Tensor, "b ..."], length: int, grid: Sequence[int] | None = None
+    ) -> Int[Tensor, "b ..."]:
         """The first `length` parts of a code: depths of a residual stack, groups, scales of a pyramid.
+
+        Args:
+            indices: As `forward` returns them.
+            length: How many parts to keep.
+            grid: Only needed where it cannot be inferred from the shape of the indices.
 
         Raises:
             ValueError: If the codes have one fixed length, or `length` is not between 1 and their number of parts.
@@ -187,8 +198,9 @@ class Quantizer(Configurable, nn.Module, ABC):
 
     def extra_repr(self) -> str:
         """One line for ``print(quantizer)``."""
-        sizes = self.codebook_sizes[0] if self.num_codebooks == 1 else self.codebook_sizes
-        return f"dim={self.dim}, codebook_size={sizes}, bits={self.bits:.4g}"
+        sizes = self.codebook_sizes
+        text = f"{len(sizes)} x {sizes[0]}" if len(sizes) > 1 and len(set(sizes)) == 1 else " x ".join(map(str, sizes))
+        return f"dim={self.dim}, codebook_size={text or 'continuous'}, bits={self.bits:.4g}"
 
 
 class PositionwiseQuantizer(Quantizer):

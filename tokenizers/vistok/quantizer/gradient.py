@@ -8,9 +8,10 @@ from torch import Tensor
 TINY = 1e-12
 
 
-def straight_through(features: Float[Tensor, "n d"], codes: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+def straight_through(features: Float[Tensor, "..."], codes: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Value of `codes`, gradient of the identity for `features` (Y. Bengio et al., https://arxiv.org/abs/1308.3432)."""
-    return features + (codes - features).detach()
+    # The difference is zero, so the value is exact.
+    return codes.detach() + (features - features.detach())
 
 
 def rotate(
@@ -49,4 +50,4 @@ def rotate(
     rotated = scale * (moving - 2 * along_w * w + 2 * along_u * q)
     rotated = torch.where(defined, rotated, features)
     # The rotation meets the code only up to rounding; the decoder gets the code itself.
-    return rotated + (e - rotated).detach()
+    return straight_through(rotated, e)

@@ -16,7 +16,7 @@ E. Jang et al., https://arxiv.org/abs/1611.01144 (Gumbel). The yaml files name t
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,12 @@ CHOICES = {
     "assignment": ("nearest", "sinkhorn", "gumbel"),
     "gradient": ("straight_through", "rotation", "rotation_tangential", "soft", "none"),
     "revival": ("none", "random", "anchor"),
-    "init": ("normal", "scaled_normal", "uniform", "batch", "kmeans", "file"),
+    "init": ("normal", "scaled_normal", "sphere", "uniform", "batch", "kmeans", "file"),
     "average": ("sums", "centroids"),
 }
 MAX_TABLE_ROWS = 2**20
+# Generators keep 32 bits of a seed. A prime, so that the numbers of two quantizers do not meet for a while.
+SEED_STRIDE = 1_000_003
 
 
 class VectorQuantizer(PositionwiseQuantizer):
@@ -96,8 +98,9 @@ class VectorQuantizer(PositionwiseQuantizer):
         sinkhorn_iterations: Iterations of optimal transport; default 5.
         sinkhorn_epsilon: Entropic regularisation of optimal transport; default 0.1.
         max_memory: MiB that optimal transport may take; with enough for the cost matrix it is faster. Default 256.
-        init: Table before the first step. ``normal`` N(0, 1), ``scaled_normal`` N(0, 1/dim), ``uniform``
-            U(-1/K, 1/K), ``batch`` random features of the first training batch, ``kmeans`` their clusters, ``file``.
+        init: Table before the first step. ``normal`` N(0, 1), ``scaled_normal`` N(0, 1/dim), ``sphere``
+            uniform on the unit sphere, ``uniform`` U(-1/K, 1/K), ``batch`` random features of the first training batch,
+            ``kmeans`` their clusters, ``file``.
         codebook_file: ``.safetensors`` with one tensor or ``.npy``, of shape ``(K, table_dim)``; for ``init="file"``.
             Read before the first training step; a saved bundle does not need it.
         kmeans_iterations: Lloyd iterations of ``init="kmeans"``; default 10.
@@ -190,7 +193,7 @@ class VectorQuantizer(PositionwiseQuantizer):
         self.max_memory = option("max_memory", max_memory, assignment == "sinkhorn", 256)
         self.codebook_file = option("codebook_file", codebook_file, init == "file", None)
         self.kmeans_iterations = option("kmeans_iterations", kmeans_iterations, init == "kmeans", 10)
-        table_dim = option("table_dim", table_dim, projection == "linear", dim) or dim
+        table_width: int = option("table_dim", table_dim, projection == "linear", dim) or dim
         projection_bias = option("projection_bias", projection_bias, projection == "linear", True)
         bridge = {
             name: option(f"bridge_{name}", value, projection == "bridge", default)
@@ -203,7 +206,7 @@ class VectorQuantizer(PositionwiseQuantizer):
         for name, value, low in (
             ("codebook_size", codebook_size, 2),
             ("dim", dim, 1),
-            ("table_dim", table_dim, 1),
+            ("table_dim", table_width, 1),
             ("kmeans_iterations", self.kmeans_iterations, 1),
             ("sinkhorn_iterations", self.sinkhorn_iterations, 1),
             ("max_memory", self.max_memory, 1),
@@ -224,7 +227,7 @@ class VectorQuantizer(PositionwiseQuantizer):
             )
         if self.average not in (None, *CHOICES["average"]):
             raise ValueError(f"average must be one of {', '.join(CHOICES['average'])}; got {self.average!r}")
-        self._refuse_contradictions(table_dim, dim)
+        self._refuse_contradictions(table_width, dim)
 
         self.codebook_sizes = (codebook_size,)
         self.dim = dim
@@ -242,13 +245,13 @@ class VectorQuantizer(PositionwiseQuantizer):
         self.loss_weights = {name: weight for name, weight in weights.items() if weight}
 
         generator = torch.Generator().manual_seed(seed)
-        rows = torch.randn(codebook_size, table_dim, generator=generator)
+        rows = torch.randn(codebook_size, table_width, generator=generator)
         if init == "uniform":
-            rows = (torch.rand(codebook_size, table_dim, generator=generator) * 2 - 1) / codebook_size
+            rows = (torch.rand(codebook_size, table_width, generator=generator) * 2 - 1) / codebook_size
         elif init == "scaled_normal":
-            rows = rows / math.sqrt(table_dim)
-        if ema and unit_norm == "both":
-            rows = self.normalise(rows)
+            rows = rows / math.sqrt(table_width)
+        if init == "sphere" or (ema and unit_norm == "both"):
+            rows = F.normalize(rows, dim=-1)
         if table == "learned":
             self.table = nn.Parameter(rows)
             self.undecayed = ("table",)
@@ -261,14 +264,15 @@ class VectorQuantizer(PositionwiseQuantizer):
         if revival == "anchor":
             # Starts from zero, so that in the first step every code moves to the data.
             self.register_buffer("usage", torch.zeros(codebook_size))
-        self.register_buffer("initialised", torch.tensor(init not in ("batch", "kmeans", "file")))
+        starts_later = init in ("batch", "kmeans", "file")
+        self.register_buffer("initialised", torch.tensor(not starts_later))
         self.register_buffer("updates", torch.tensor(0))
         self.projection: nn.Module | None = None
         # A seeded start of the layers too, without touching the global random state.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             if projection == "linear":
-                self.projection = nn.Linear(table_dim, dim, bias=bool(projection_bias))
+                self.projection = nn.Linear(table_width, dim, bias=bool(projection_bias))
                 if init in ("batch", "kmeans"):
                     # The table starts as features, so the codebook should too.
                     nn.init.eye_(self.projection.weight)
@@ -281,8 +285,9 @@ class VectorQuantizer(PositionwiseQuantizer):
         self._touched: Tensor | None = None
         self._cache: tuple[Any, Tensor] | None = None
         # Reading the buffer in every step would make a GPU wait; once it is known to be true it stays so.
-        self._known_initialised = False
-        self.register_load_state_dict_post_hook(lambda module, _: setattr(module, "_known_initialised", False))
+        self._known_initialised = not starts_later
+        if starts_later:
+            self.register_load_state_dict_post_hook(lambda module, _: setattr(module, "_known_initialised", False))
 
     def _option(self, name: str, value: Any, used: bool, default: Any) -> Any:
         """Value of an option, its default, or None if no choice uses it; an error if it is given in vain."""
@@ -336,16 +341,17 @@ class VectorQuantizer(PositionwiseQuantizer):
         all_codes_learn = (
             gradient == "soft"
             or self.choices["projection"] == "bridge"
-            or not self.loss_weights.keys().isdisjoint(("sample_entropy", "prior"))
+            or "sample_entropy" in self.loss_weights
+            or "prior" in self.loss_weights
         )
         codebook = self._codebook(differentiable=self.training and all_codes_learn)
-        soft_codes = None
+        soft_codes = entropies = None
         if gradient == "soft" and self.training:
-            soft_codes, indices = self._soft_one_hot(rows, codebook)
+            soft_codes, indices, *entropies = self._soft_codes(rows, codebook)
         else:
             indices = self._assign(rows.detach(), codebook.detach())
         codes = self._chosen(indices, codebook)
-        losses = self._losses(rows, codes, soft_codes, codebook)
+        losses = self._losses(rows, codes, soft_codes, codebook, entropies)
         if self.training:
             self._collect(rows.detach(), indices)
             if soft_codes is not None:
@@ -443,7 +449,7 @@ class VectorQuantizer(PositionwiseQuantizer):
     def _assign(self, rows: Tensor, codebook: Tensor) -> Tensor:
         assignment = self.choices["assignment"] if self.training else "nearest"
         if assignment == "gumbel":
-            return self._soft_one_hot(rows, codebook)[1]
+            return self._soft_codes(rows, codebook)[1]
         if self.scores is not None:
             return ops.nearest_code(*self._linear_scores(rows), metric="dot")
         rows, codebook = self.search_rows(rows), self.search_rows(codebook)
@@ -471,19 +477,26 @@ class VectorQuantizer(PositionwiseQuantizer):
         metric = "dot" if self.choices["distance"] == "dot" else "euclidean"
         return self.search_rows(rows), self.search_rows(codebook), metric
 
-    def _soft_one_hot(self, rows: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    def _soft_codes(self, rows: Tensor, codebook: Tensor) -> tuple[Tensor, ...]:
+        """Soft one-hot codes and their indices; with an entropy loss also the entropies, from the same passes."""
         rows, keys, metric = self._keys(rows, codebook)
-        bias = None
-        if metric == "euclidean":
-            # -|z - e|^2 without |z|^2, which no softmax over codes sees.
-            rows, bias = 2 * rows, -keys.square().sum(-1)
         seed = None
         if self.choices["assignment"] == "gumbel":
             # Every rank draws other noise, also where all ranks were seeded alike.
             seed = torch.randint(2**31, ()) + distributed.rank()
-        return ops.soft_one_hot(rows, keys, codebook, self.temperature or 1.0, bias=bias, noise_seed=seed)
+        temperature = self.temperature or 1.0
+        if self.entropy_temperature is None or not rows.requires_grad:
+            return ops.soft_one_hot(rows, keys, codebook, temperature, metric, noise_seed=seed)
+        return ops.soft_codes(rows, keys, codebook, temperature, self.entropy_temperature, metric, noise_seed=seed)
 
-    def _losses(self, rows: Tensor, codes: Tensor, soft_codes: Tensor | None, codebook: Tensor) -> dict[str, Tensor]:
+    def _losses(
+        self,
+        rows: Tensor,
+        codes: Tensor,
+        soft_codes: Tensor | None,
+        codebook: Tensor,
+        entropies: Sequence[Tensor] | None,
+    ) -> dict[str, Tensor]:
         wanted = self.loss_weights
         losses = {}
         if "commitment" in wanted:
@@ -493,21 +506,24 @@ class VectorQuantizer(PositionwiseQuantizer):
         if "soft" in wanted:
             losses["soft"] = F.mse_loss(rows, codes if soft_codes is None else soft_codes)
         if "sample_entropy" in wanted:
-            keys = self._keys(rows, codebook)
-            sample_entropy, probability = ops.soft_assignment(*keys[:2], self.entropy_temperature, metric=keys[2])
-            losses["sample_entropy"] = sample_entropy
+            assert self.entropy_temperature is not None
+            losses["sample_entropy"], mean = entropies or self._entropies(rows, codebook, self.entropy_temperature)
             if "batch_entropy" in wanted:
-                losses["batch_entropy"] = torch.special.entr(distributed.mean_over_ranks(probability, len(rows))).sum()
+                # In evaluation ranks may hold different numbers of batches, and one would wait for ever.
+                mean = distributed.mean_over_ranks(mean, len(rows)) if self.training else mean
+                losses["batch_entropy"] = torch.special.entr(mean).sum()
         if "prior" in wanted:
-            keys = self._keys(rows, codebook)
-            sample_entropy, _ = ops.soft_assignment(*keys[:2], 1.0, metric=keys[2])
-            losses["prior"] = math.log(self.codebook_size) - sample_entropy
+            losses["prior"] = math.log(self.codebook_size) - self._entropies(rows, codebook, 1.0)[0]
         if "orthogonality" in wanted:
             directions = F.normalize(self._codebook(differentiable=self.training), dim=-1)
             # The squared Gram matrices of the rows and of the columns have the same sum, and that one is d x d.
             gram = directions.T @ directions
             losses["orthogonality"] = gram.square().sum() / self.codebook_size**2 - 1 / self.codebook_size
         return losses
+
+    def _entropies(self, rows: Tensor, codebook: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        rows, keys, metric = self._keys(rows, codebook)
+        return ops.soft_assignment(rows, keys, temperature, metric)
 
     def _collect(self, rows: Tensor, indices: Tensor) -> None:
         moves = self.choices["table"] == "ema" or self.choices["revival"] != "none"
@@ -531,14 +547,7 @@ class VectorQuantizer(PositionwiseQuantizer):
         return self.normalise(rows) if self.choices["unit_norm"] == "both" else rows
 
     def _random_rows(self, rows: Tensor, count: int) -> Tensor:
-        """`count` random features of all ranks, alike on every rank and without repetition if there are enough."""
-        total = sum(distributed.row_counts(len(rows), rows.device))
-        generator = torch.Generator().manual_seed((self.seed << 32) + int(self.updates))
-        if count <= total:
-            positions = torch.randperm(total, generator=generator)[:count]
-        else:
-            positions = torch.randint(total, (count,), generator=generator)
-        return distributed.take_rows(rows, positions.to(rows.device))
+        return ops.random_rows(rows, count, (self.seed * SEED_STRIDE + int(self.updates)) % 2**32)
 
     def _revive(self, rows: Tensor) -> None:
         uniform_usage = self.cluster_size.mean()
@@ -563,7 +572,6 @@ class VectorQuantizer(PositionwiseQuantizer):
         if hasattr(self, "table_sum"):
             self.table_sum.copy_(self.table * self.cluster_size.unsqueeze(-1))
 
-    @torch.compiler.disable
     @torch.no_grad()
     def _initialise(self, rows: Tensor) -> None:
         if self.initialised:

@@ -68,18 +68,18 @@ class TokenizerModule(lightning.LightningModule):
         self._step_is_finite = True
         self._restored_random_states: dict[str, Any] | None = None
         self._training_random_states: dict[str, Any] | None = None
-        self.usage = CodebookUsage(tokenizer.quantizer.codebook_sizes)
+        self.usage = CodebookUsage.of(tokenizer.quantizer)
         if channels_last:
             tokenizer.to(memory_format=torch.channels_last)
 
-    def forward(self, images: Tensor) -> Reconstruction:
-        """Reconstruct images in [-1, 1]."""
-        return self.tokenizer(images.contiguous(memory_format=self.memory_format))
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Reconstruction:
+        """Reconstruct images in [-1, 1]; only class-specific quantizers take labels."""
+        return self.tokenizer(images.contiguous(memory_format=self.memory_format), labels)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Loss of one batch."""
         images = batch["images"]
-        reconstruction = self(images)
+        reconstruction = self(images, self.tokenizer.labels_of(batch))
         terms = dict(self.loss(reconstruction.images, images))
         terms.update(reconstruction.quantized.losses)
         if self.decorrelation:
@@ -102,7 +102,7 @@ class TokenizerModule(lightning.LightningModule):
         images = batch["images"]
         if not len(images):
             return None
-        reconstruction = self(images)
+        reconstruction = self(images, self.tokenizer.labels_of(batch))
         self.log(
             "val/psnr",
             psnr(reconstruction.images, images).mean(),
@@ -112,11 +112,14 @@ class TokenizerModule(lightning.LightningModule):
         )
         for name, value in self.loss(reconstruction.images, images).items():
             self.log(f"val/{name}", value, sync_dist=True, batch_size=len(images))
-        self.usage.update(reconstruction.quantized.indices)
+        if self.usage is not None:
+            self.usage.update(reconstruction.quantized.indices)
         return reconstruction
 
     def on_validation_epoch_end(self) -> None:
         """Log the codebook usage of the whole held-out set."""
+        if self.usage is None:
+            return
         usage = self.usage.compute()
         self.log_dict(
             {f"val/{name}": float(usage[name]) for name in ("utilisation", "perplexity", "entropy_bits")},
@@ -159,10 +162,13 @@ class TokenizerModule(lightning.LightningModule):
     ) -> None:
         """Step the optimiser, then apply what the quantizer collected in the batches of this step."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        if self._step_is_finite:
-            self.tokenizer.quantizer.update()
-        else:
-            self.tokenizer.quantizer.discard()
+        quantizer = self.tokenizer.quantizer
+        if not self._step_is_finite:
+            quantizer.discard()
+            return
+        quantizer.update()
+        for parameter, rows in quantizer.touched_codes:
+            clear_moments(optimizer, parameter, rows)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the config and the random states, so that a resumed run continues bit for bit."""
@@ -198,7 +204,8 @@ class TokenizerModule(lightning.LightningModule):
 
     def on_validation_start(self) -> None:
         """Put the random states aside, so that validating more or less often does not change the training."""
-        self.usage.reset()
+        if self.usage is not None:
+            self.usage.reset()
         self._training_random_states = random_states()
 
     def on_validation_end(self) -> None:
@@ -206,6 +213,20 @@ class TokenizerModule(lightning.LightningModule):
         if self._training_random_states is not None:
             set_random_states(self._training_random_states)
         self._training_random_states = None
+
+
+@torch.no_grad()
+def clear_moments(optimizer: Optimizer, parameter: Tensor, rows: Tensor) -> None:
+    """Zero what an optimiser remembers of some rows of a parameter, so that they start as in its first step.
+
+    Args:
+        optimizer: Its state of the parameter may still be empty.
+        parameter: One of those it optimises.
+        rows: int64 ``(m,)``, along the first axis.
+    """
+    for value in optimizer.state.get(parameter, {}).values():
+        if isinstance(value, Tensor) and value.shape == parameter.shape:
+            value[rows] = 0
 
 
 def mean_squared_correlation(features: Float[Tensor, "b d *grid"]) -> Float[Tensor, ""]:

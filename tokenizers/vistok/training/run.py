@@ -127,7 +127,8 @@ def finish(
         evaluation.metrics["train_images_per_second"] = throughput.images_per_second
     evaluation.metrics["train_steps"] = trainer.global_step
     evaluation.metrics["train_seconds"] = round(time.perf_counter() - started, 1)
-    measured = {"metrics": evaluation.metrics, "protocol": evaluation.protocol, "command": command}
+    usage = {name: getattr(evaluation, name) for name in ("per_codebook", "per_scale", "per_bit")}
+    measured = {"metrics": evaluation.metrics, "usage": usage, "protocol": evaluation.protocol, "command": command}
     vistok.save(tokenizer, bundle, measured=measured, overwrite=True)
     write_report(evaluation, folder, title=str(config.name), command=command or "")
     print_table({str(config.name): evaluation})
@@ -190,9 +191,9 @@ def usage_on_training_crops(tokenizer: vistok.Tokenizer, data: DataModule, token
 
     A held-out set is often too small to show every code, whatever the tokenizer: this count is large enough to tell.
     """
-    if not tokens_per_code or not tokenizer.quantizer.codebook_sizes:
+    usage = CodebookUsage.of(tokenizer.quantizer, sync_on_compute=False)
+    if not tokens_per_code or usage is None:
         return {}
-    usage = CodebookUsage(tokenizer.quantizer.codebook_sizes, sync_on_compute=False)
     wanted = min(tokens_per_code * tokenizer.quantizer.codebook_size, MAX_USAGE_TOKENS)
     device = next(tokenizer.parameters()).device
     loader = data.train_dataloader()
@@ -202,7 +203,9 @@ def usage_on_training_crops(tokenizer: vistok.Tokenizer, data: DataModule, token
     with torch.inference_mode():
         while seen < wanted:
             for batch in loader:
-                indices = tokenizer.encode(batch["images"].to(device)).indices
+                labels = tokenizer.labels_of(batch)
+                labels = labels.to(device) if labels is not None else None
+                indices = tokenizer.encode(batch["images"].to(device), labels).indices
                 usage.update(indices.cpu())
                 seen += indices.numel() // tokenizer.quantizer.num_codebooks
                 if seen >= wanted:

@@ -10,7 +10,6 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 
-from vistok import distributed
 from vistok.evaluation.pictures import reconstruction_grid
 from vistok.evaluation.plots import plot_usage
 
@@ -58,8 +57,11 @@ class Pictures(Callback):
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Write the pictures and hand the grid to the logger."""
         pairs, self._pairs, self._seen = self._pairs, [], 0
-        # All ranks take part in the reduction.
-        counts = [distributed.all_reduce_sum(count.to(pl_module.device)).cpu() for count in pl_module.usage.counts()]
+        counts = []
+        if pl_module.usage is not None:  # None if the codes are continuous
+            # All ranks take part in the reduction.
+            with pl_module.usage.sync_context():
+                counts = pl_module.usage.counts()
         if not trainer.is_global_zero or not pairs:
             return
         originals, reconstructions = (torch.stack(images) for images in zip(*pairs, strict=True))
@@ -67,7 +69,8 @@ class Pictures(Callback):
         path = self.folder / "reconstructions" / f"step_{trainer.global_step:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         grid.save(path)
-        plot_usage(counts, self.folder / "codebook_usage.png")
+        if counts:
+            plot_usage(counts, self.folder / "codebook_usage.png")
         self._log(trainer, "reconstructions", grid)
 
     def _log(self, trainer: lightning.Trainer, name: str, picture: Image.Image) -> None:

@@ -1,0 +1,61 @@
+"""The batch entropy of two gloo processes, and its gradient after DDP's averaging, equal those of one process."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from vistok.quantizer import LFQ
+
+BITS = 6
+
+
+def entropy_and_gradient(part):
+    """Entropy of ``features * weight + shift`` and its gradient for the parameters; part is a rank's ``(n bits)``."""
+    parameters = torch.full((2, BITS), 0.5).requires_grad_()
+    rows = part * parameters[0] + parameters[1]
+    entropy = LFQ(BITS, temperature=1.0).train()(rows.T.unsqueeze(0)).losses["batch_entropy"]
+    return entropy.detach(), torch.autograd.grad(entropy, parameters)[0]
+
+
+def batch(parts):
+    """Features of which the ranks see different kinds."""
+    features = torch.randn(sum(parts), BITS, generator=torch.Generator().manual_seed(1))
+    features[: parts[0]] += 1
+    return features
+
+
+SPLITS = {"equal": (30, 30), "unequal": (20, 40)}
+
+
+def _worker(rank, port, folder):
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    for name, parts in SPLITS.items():
+        entropy, gradient = entropy_and_gradient(batch(parts).split(parts)[rank])
+        dist.all_reduce(gradient)
+        torch.save((entropy, gradient / 2), Path(folder, f"{name}_{rank}.pt"))
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    mp.spawn(_worker, (port, str(folder)), nprocs=2)
+    return {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")}
+
+
+@pytest.mark.parametrize(("name", "parts"), SPLITS.items())
+def test_entropy_and_gradient_of_two_processes_equal_those_of_the_joined_batch(name, parts, results):
+    entropy, gradient = entropy_and_gradient(batch(parts))
+    for rank in range(2):
+        torch.testing.assert_close(results[f"{name}_{rank}"][0], entropy)
+        torch.testing.assert_close(results[f"{name}_{rank}"][1], gradient, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,85 @@
+"""Entropies of codes that are made of independent bits, in nats and exact.
+
+The softmax over all ``2**k`` sign vectors ``c`` with logits ``<x, c> / t`` is a product of k independent bits, each set
+with probability ``sigmoid(2 x / t)``. The functions take these logits of the bits. The entropy of one position is thus
+a sum over its bits, and only the entropy of the mean over positions has to look at the ``2**k`` codes; it never needs
+one row of them per position.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from vistok import distributed
+
+# A probability of e**-40 adds less than 1e-15 nats. Smaller ones are raised to it: their products would be denormal
+# numbers, which slow a CPU down by two orders of magnitude, and zero has no finite derivative of the entropy.
+SATURATION = 40.0
+# The table of the means has 2**22 entries of float32 then: 16 MiB.
+MAX_JOINT_BITS = 22
+# Elements of the partial products of one chunk of rows. On a GPU larger chunks keep the device busy.
+CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**24}
+
+
+def sample_entropy(logits: Float[Tensor, "n k"]) -> Float[Tensor, ""]:
+    """Mean over positions of the entropy of a position's code; at most ``k log 2``."""
+    logits = logits.clamp(-SATURATION, SATURATION)
+    # In this form nothing cancels, neither in the value nor in its derivative at zero.
+    negated = logits.sigmoid() * F.logsigmoid(logits) + (-logits).sigmoid() * F.logsigmoid(-logits)
+    return -negated.sum(-1).mean()
+
+
+def batch_entropy(logits: Float[Tensor, "n k"], group: int, *, all_ranks: bool = False) -> Float[Tensor, ""]:
+    """Entropy of the mean over positions of the distribution of their codes; at most ``k log 2``.
+
+    Args:
+        logits: Of the bits; a bit is set with probability ``sigmoid(logit)``.
+        group: Number of neighbouring bits whose joint distribution counts. The entropies of the groups are added, which
+            is an upper bound of the entropy of the whole code, and exact with ``group == k``.
+        all_ranks: Whether the positions of all ranks count. Every rank has to call it then.
+
+    Raises:
+        ValueError: If `group` does not divide the number of bits, or has more than 22 bits.
+    """
+    n, k = logits.shape
+    if group < 1 or k % group:
+        raise ValueError(f"group must divide the {k} bits, got {group}")
+    if group > MAX_JOINT_BITS:
+        raise ValueError(f"the joint distribution of {group} bits is too large: at most {MAX_JOINT_BITS} in a group")
+    mean = _mean_distribution(logits.clamp(-SATURATION, SATURATION).view(n, k // group, group))
+    if all_ranks:
+        mean = distributed.mean_over_ranks(mean, n)
+    return torch.special.entr(mean).sum()
+
+
+def _mean_distribution(logits: Tensor) -> Tensor:
+    """Mean over rows of the probabilities of the codes of each group: ``(n g b)`` to ``(g 2**(b//2) 2**(b-b//2))``."""
+    n, groups, bits = logits.shape
+    elements = groups * (2 ** (bits // 2) + 2 ** (bits - bits // 2))
+    rows = max(1, CHUNK_ELEMENTS.get(logits.device.type, 2**22) // elements)
+    if n <= rows:
+        return _sum_of_distributions(logits) / n
+    total = logits.new_zeros(())
+    for chunk in logits.split(rows):
+        # The backward pass computes the products again rather than hold those of all rows.
+        total = total + checkpoint(_sum_of_distributions, chunk, use_reentrant=False, preserve_rng_state=False)
+    return total / n
+
+
+def _sum_of_distributions(logits: Tensor) -> Tensor:
+    # p(first half, second half) = p(first half) p(second half) in every row, so the sum over rows is a matrix product.
+    half = logits.shape[-1] // 2
+    logits = logits.transpose(0, 1)
+    first, second = _products(logits[..., :half]), _products(logits[..., half:])
+    return first.transpose(-1, -2) @ second
+
+
+def _products(logits: Tensor) -> Tensor:
+    """Probabilities of all settings of independent bits, ``(... b)`` to ``(... 2**b)``."""
+    pairs = torch.stack([F.logsigmoid(-logits), F.logsigmoid(logits)], -1)
+    total = logits.new_zeros(*logits.shape[:-1], 1)
+    for pair in pairs.unbind(-2):
+        total = (pair.unsqueeze(-1) + total.unsqueeze(-2)).flatten(-2)
+    return total.clamp(min=-SATURATION).exp()
