@@ -1,5 +1,6 @@
 """The tokenizer: encoder, quantizer and decoder, and the two projections between them."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -14,6 +15,8 @@ from vistok.config import Configurable
 from vistok.decoder.base import Decoder
 from vistok.encoder.base import Encoder
 from vistok.quantizer.base import Quantized, Quantizer
+
+log = logging.getLogger(__name__)
 
 
 class Projection(nn.Linear):
@@ -167,25 +170,37 @@ class Tokenizer(Configurable, nn.Module):
         D. Mishkin, J. Matas: All you need is a good init, https://arxiv.org/abs/1511.06422. Every rank ends with the
         weights of rank 0.
 
+        A batch determines half as many directions as it has positions; channels beyond these, or beyond the channels of
+        the features, keep their random start.
+
         Args:
             images: A training batch.
 
         Raises:
-            ValueError: If there is no projection, or the batch has too few positions.
+            ValueError: If there is no projection, or the batch has fewer than two positions.
         """
         if not isinstance(self.to_codes, Projection):
             raise ValueError("projection=none leaves nothing to whiten: set projection=linear or module.whiten=false")
         rows = self.encoder(images).movedim(1, -1).flatten(0, -2).cpu().double()
         rows = rows[rows.isfinite().all(-1)]
-        if len(rows) < 2 * self.quantizer.dim:
+        if len(rows) < 2:
             raise ValueError(
-                f"whitening {self.quantizer.dim} channels needs at least {2 * self.quantizer.dim} positions in the "
-                f"first batch, got {len(rows)}: raise data.batch_size, or set module.whiten=false"
+                f"whitening needs at least 2 positions in the first batch, got {len(rows)}: raise data.batch_size, or "
+                "set module.whiten=false"
             )
         mean = rows.mean(0)
         values, vectors = torch.linalg.eigh(torch.cov(rows.T))
-        # Codes may have more channels than the features; the channels beyond keep their random start.
-        kept = slice(max(len(values) - self.quantizer.dim, 0), None)
+        possible = min(len(values), self.quantizer.dim)
+        count = min(possible, len(rows) // 2)
+        if count < possible:
+            log.warning(
+                "the first batch has %d positions, enough to whiten %d of the %d channels of the codes; "
+                "raise data.batch_size to whiten all",
+                len(rows),
+                count,
+                self.quantizer.dim,
+            )
+        kept = slice(len(values) - count, None)
         weight = (vectors[:, kept] / values[kept].clamp(min=1e-6 * values[-1]).sqrt()).T
         self.to_codes.weight[: len(weight)] = weight.to(self.to_codes.weight)
         self.to_codes.bias[: len(weight)] = (-weight @ mean).to(self.to_codes.bias)

@@ -193,7 +193,8 @@ def _exponents(scores: Tensor, scale: float, peak: Tensor, buffer: Tensor) -> Te
 
 def _log_probabilities(scores: Tensor, scale: float, normalisers: Tensor, buffer: Tensor) -> Tensor:
     """Logarithms of the softmax over all tiles, in the flat `buffer`."""
-    peak, log_total = normalisers.unbind(-1)
+    # Contiguous, or the subtraction does not vectorise.
+    peak, log_total = normalisers.T.contiguous()
     return _exponents(scores, scale, peak, buffer).sub_(log_total)
 
 
@@ -225,7 +226,7 @@ def _soft(
     """
     n, k = len(rows), len(keys)
     rows = pad_rows(rows)
-    tile_rows, tile_codes = tile_shape(n, k, rows.device, BUFFERS)
+    tile_rows, tile_codes = tile_shape(n, k, rows.device)
     score_buffer, buffer, other_buffer = rows.new_empty(BUFFERS, tile_rows * tile_codes)
     generator = _gumbel_noise(noise_seed, rows.device)
     indices = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
@@ -323,7 +324,7 @@ def _soft_backward(
     )
     grad_soft = None if grad_soft is None else pad_rows(grad_soft)
     grad_entropies = None if grad_entropies is None else pad_rows(grad_entropies)
-    tile_rows, tile_codes = tile_shape(n, k, rows.device, BUFFERS)
+    tile_rows, tile_codes = tile_shape(n, k, rows.device)
     score_buffer, buffer, other_buffer = rows.new_empty(BUFFERS, tile_rows * tile_codes)
     generator = _gumbel_noise(noise_seed, rows.device)
     grad_rows, grad_keys = torch.zeros_like(rows), torch.zeros_like(keys)

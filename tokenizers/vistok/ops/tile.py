@@ -38,18 +38,17 @@ def cache_bytes() -> int:
         return 2**20
 
 
-def tile_shape(rows: int, codes: int, device: torch.device, buffers: int = 1) -> tuple[int, int]:
+def tile_shape(rows: int, codes: int, device: torch.device) -> tuple[int, int]:
     """Numbers of rows and of codes of a tile; the rows in whole blocks.
 
     Args:
         rows: Rows there are.
         codes: Codes there are.
         device: On a CPU a tile fills the second-level caches of all threads, a power of two of scores.
-        buffers: How many tiles are worked on at once.
     """
     elements = ACCELERATOR_TILE_ELEMENTS
     if device.type == "cpu":
-        elements = 2 ** (cache_bytes() // 4 * torch.get_num_threads() // buffers).bit_length() // 2
+        elements = 2 ** (cache_bytes() // 4 * torch.get_num_threads()).bit_length() // 2
     tile_rows = max(ROW_BLOCK, min(MAX_TILE_ROWS, rows + -rows % ROW_BLOCK))
     return tile_rows, max(1, min(codes, elements // tile_rows))
 
