@@ -57,8 +57,9 @@ def _nearest(rows: Tensor, keys: Tensor, count: int) -> Tensor:
     indices = torch.empty(len(rows), count, dtype=torch.int64, device=rows.device)
     for part in slices(len(rows), tile_rows):
         search = Search(keys, rows[part], tile_codes)
+        columns = rows[part].T.contiguous()
         for codes in slices(k, tile_codes):
-            search.add(product(keys[codes], rows[part], buffer))
+            search.add(product(keys[codes], columns.T, buffer))
         indices[part] = search.best(count)
     return indices[:n]
 

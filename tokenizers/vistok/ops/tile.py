@@ -20,7 +20,7 @@ METRICS = ("euclidean", "dot")
 # BLAS sums in another order for a handful of rows than for a full block, so a row would be quantized differently
 # alone and in a batch. Padding to whole blocks of rows makes each row independent of its neighbours.
 ROW_BLOCK = 16
-MAX_TILE_ROWS = 512
+MAX_TILE_ROWS = 1024
 # An accelerator has no such cache, but many cores to keep busy: 64 MiB of scores.
 ACCELERATOR_TILE_ELEMENTS = 2**24
 # exp(-60) is 1e-26, nothing beside the largest term of a softmax; below -87 results are denormal and processors slow

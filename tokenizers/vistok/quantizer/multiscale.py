@@ -140,8 +140,8 @@ class MultiScaleQuantizer(CompositeQuantizer):
     def choose(self, rng: random.Random) -> int:
         return keep_prefix(rng, self.dropout, self.min_scales, self.count)
 
+    @override
     def scale_lengths(self, grid: Sequence[int]) -> tuple[int, ...]:
-        """Number of tokens of each scale on a feature grid."""
         return tuple(prod(size) for size in self._sizes(_frames(grid)))
 
     @override
@@ -190,7 +190,6 @@ class MultiScaleQuantizer(CompositeQuantizer):
                 }
                 losses.append({**quantized.losses, **{key: F.mse_loss(*cumulative[key]) for key in self._cumulative}})
             if self.training:
-                # The difference is zero, so the codes of training are exact too.
                 codes = self.keep_in_graph(straight_through(inputs, codes))
         return Quantized(
             codes.view_as(features).to(features.dtype), torch.cat(indices, dim=1), self.mean_losses(losses)

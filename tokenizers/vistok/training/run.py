@@ -34,7 +34,9 @@ from vistok.training.module import TokenizerModule
 log = logging.getLogger(__name__)
 
 RECORD_FILE = "run.json"
+# Bounds on the tokens that codebook usage is counted on after training: minutes on a CPU at most.
 MAX_USAGE_TOKENS = 2**21
+MAX_USAGE_IMAGES = 2**13
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "timm", "torchmetrics", "numpy", "pillow")
 
 
@@ -189,6 +191,7 @@ def make_loggers(config: DictConfig, folder: Path) -> list[Logger]:
 def usage_on_training_crops(tokenizer: vistok.Tokenizer, data: DataModule, tokens_per_code: float) -> dict[str, float]:
     """Codebook usage on at least ``tokens_per_code * codebook_size`` tokens of training crops that no step has seen.
 
+    Large codebooks get fewer: counting ends after 2**21 tokens or 2**13 crops. The result says how many there were.
     A held-out set is often too small to show every code, whatever the tokenizer: this count is large enough to tell.
     """
     usage = CodebookUsage.of(tokenizer.quantizer, sync_on_compute=False)
@@ -199,16 +202,17 @@ def usage_on_training_crops(tokenizer: vistok.Tokenizer, data: DataModule, token
     loader = data.train_dataloader()
     # Crops are a function of the epoch: one that no training reaches gives new ones.
     loader.load_state_dict({"epoch": 10**6, "batch": 0})
-    seen = 0
+    seen = crops = 0
     with torch.inference_mode():
-        while seen < wanted:
+        while seen < wanted and crops < MAX_USAGE_IMAGES:
             for batch in loader:
                 labels = tokenizer.labels_of(batch)
                 labels = labels.to(device) if labels is not None else None
                 indices = tokenizer.encode(batch["images"].to(device), labels).indices
                 usage.update(indices.cpu())
                 seen += indices.numel() // tokenizer.quantizer.num_codebooks
-                if seen >= wanted:
+                crops += len(indices)
+                if seen >= wanted or crops >= MAX_USAGE_IMAGES:
                     break
     return {name: float(value) for name, value in usage.compute().items() if value.ndim == 0}
 
