@@ -22,7 +22,9 @@ def batches():
 
 def trained(init, parts, rank=0, **arguments):
     """A codebook after three updates, seeing its rank's part of every batch."""
-    quantizer = VectorQuantizer(CODES, DIM, decay=0.8, init=init, revive_below=0.5, **arguments).train()
+    quantizer = VectorQuantizer(
+        CODES, DIM, table="ema", decay=0.8, init=init, revival="random", revive_below=0.5, **arguments
+    ).train()
     for batch in batches():
         # Unequal parts: ranks need not hold the same number of features.
         part = batch.split(parts)[rank]

@@ -33,9 +33,9 @@ def test_kmeans_finds_separated_clusters_and_lowers_the_distance_in_every_iterat
 
 def test_random_rows_repeat_only_if_there_are_too_few():
     rows = torch.arange(10.0)[:, None]
-    assert len(random_rows(rows, 10, 0).unique()) == 10
-    assert len(random_rows(rows, 25, 0)) == 25
-    assert torch.equal(random_rows(rows, 4, 7), random_rows(rows, 4, 7))
+    assert len(random_rows([rows], 10, 0).unique()) == 10
+    assert len(random_rows([rows], 25, 0)) == 25
+    assert torch.equal(random_rows([rows], 4, 7), random_rows([rows], 4, 7))
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "dot"])
@@ -51,7 +51,7 @@ def test_too_few_rows_are_refused():
     with pytest.raises(ValueError, match="at least as many rows, got 3"):
         kmeans(torch.randn(3, 2), 4, 1)
     with pytest.raises(ValueError, match="no rank has a row"):
-        random_rows(torch.randn(0, 2), 4, 0)
+        random_rows([torch.randn(0, 2)], 4, 0)
     with pytest.raises(ValueError, match="no rank has a row"):
         closest_rows(torch.randn(0, 2), torch.randn(3, 2), torch.randn(0, 2))
 
@@ -65,7 +65,7 @@ def collectives(parts, rank=0):
     empty = rows[: 60 if rank == 0 else 0] if len(parts) > 1 else rows
     return {
         "kmeans": kmeans(part, 12, 3, seed=2),
-        "random": random_rows(part, 30, 5),
+        "random": random_rows([part], 30, 5),
         "closest": closest_rows(part, codebook, part),
         "closest_dot": closest_rows(part, codebook, part, "dot"),
         "closest_empty": closest_rows(empty, codebook, empty),

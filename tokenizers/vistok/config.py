@@ -105,6 +105,7 @@ def refuse_foreign_targets(config: Any, where: str = "config") -> None:
 
 
 def resolve(target: Any, where: str) -> type[Configurable]:
+    """The module class of vistok that a ``_target_`` names; `where` is its place in the config, for the error."""
     if not isinstance(target, str) or not target.startswith("vistok."):
         raise ValueError(
             f"{where}._target_ is {target!r}: only classes of vistok are built from a config; nothing was executed"

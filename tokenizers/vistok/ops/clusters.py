@@ -1,5 +1,7 @@
 """Sums by code, k-means and closest rows over the batch of all ranks."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -18,18 +20,20 @@ def code_sums(
 
 
 @torch.no_grad()
-def random_rows(rows: Float[Tensor, "n d"], count: int, seed: int) -> Float[Tensor, "count d"]:
-    """`count` random rows of all ranks, alike on every rank and without repetition if there are enough.
+def random_rows(batches: Sequence[Float[Tensor, "_ d"]], count: int, seed: int) -> Float[Tensor, "count d"]:
+    """`count` random rows of all batches and ranks, alike on every rank and without repetition if there are enough.
 
     Args:
-        rows: This rank's part; the number of rows may differ by rank.
+        batches: This rank's part of each batch; the number of rows may differ by rank. One process with the joined
+            batches draws the same rows.
         count: How many.
-        seed: The same on every rank; the global random state is not touched.
+        seed: Below 2**32 and the same on every rank; the global random state is not touched.
 
     Raises:
         ValueError: If no rank has a row.
     """
-    total = sum(distributed.row_counts(len(rows), rows.device))
+    sizes = [sum(distributed.row_counts(len(rows), rows.device)) for rows in batches]
+    total = sum(sizes)
     if not total:
         raise ValueError(f"cannot draw {count} random rows: no rank has a row")
     generator = torch.Generator().manual_seed(seed)
@@ -37,7 +41,14 @@ def random_rows(rows: Float[Tensor, "n d"], count: int, seed: int) -> Float[Tens
         positions = torch.randperm(total, generator=generator)[:count]
     else:
         positions = torch.randint(total, (count,), generator=generator)
-    return distributed.take_rows(rows, positions.to(rows.device))
+    positions = positions.to(batches[0].device)
+    drawn = batches[0].new_empty(count, batches[0].shape[1])
+    start = 0
+    for rows, size in zip(batches, sizes, strict=True):
+        here = (positions >= start) & (positions < start + size)
+        drawn[here] = distributed.take_rows(rows, positions[here] - start)
+        start += size
+    return drawn
 
 
 @torch.no_grad()
@@ -58,7 +69,7 @@ def kmeans(rows: Float[Tensor, "n d"], count: int, iterations: int, seed: int = 
     total = sum(distributed.row_counts(len(rows), rows.device))
     if total < count:
         raise ValueError(f"k-means of {count} clusters needs at least as many rows, got {total}")
-    centroids = random_rows(rows, count, seed)
+    centroids = random_rows([rows], count, seed)
     for _ in range(iterations):
         counts, sums = code_sums(rows, nearest_code(rows, centroids), count)
         distributed.all_reduce_sum(counts)

@@ -61,6 +61,8 @@ def _nearest(rows: Tensor, keys: Tensor, count: int) -> Tensor:
         for codes in slices(k, tile_codes):
             search.add(product(keys[codes], columns.T, buffer))
         indices[part] = search.best(count)
+        # Before the next search notes as many peaks.
+        del search
     return indices[:n]
 
 

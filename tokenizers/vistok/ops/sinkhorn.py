@@ -17,8 +17,8 @@ from vistok.ops.tile import LOWEST_EXPONENT, MAX_TILE_ROWS, ROW_BLOCK, in_float3
 # The constants of the published normalisation.
 STD_FLOOR = 1e-6
 MARGINAL_FLOOR = 1e-8
-# Rows of which the kernel is computed at once when it is not held: 32 MiB for 65536 codes.
-MAX_STRIPE_ROWS = 128
+# Rows of which the kernel is computed at once when it is not held: 64 MiB for 65536 codes.
+MAX_STRIPE_ROWS = 256
 
 
 def sinkhorn_code(

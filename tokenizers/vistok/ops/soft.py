@@ -256,6 +256,8 @@ def _soft(
             soft_head.add(scores, peak, buffer, values[codes])
         if generator is None:
             indices[part] = search.best(1).squeeze(-1)
+        # Before the next search notes as many peaks.
+        del search
         if values is not None:
             soft[part] = soft_head.value / soft_head.total.unsqueeze(-1)
             soft_normalisers[part] = soft_head.normalisers()

@@ -6,6 +6,7 @@ the columns, which vectorises for any number of codes.
 
 import functools
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -90,16 +91,32 @@ def in_float32(function: Callable[Inputs, Result]) -> Callable[Inputs, Result]:
 
     @functools.wraps(function)
     def run(*args: Inputs.args, **kwargs: Inputs.kwargs) -> Result:
-        precision = torch.get_float32_matmul_precision()
         device = next(argument.device for argument in args if isinstance(argument, Tensor))
-        if precision == "highest":
-            with torch.no_grad(), torch.autocast(device.type, enabled=False):
-                return function(*args, **kwargs)
-        torch.set_float32_matmul_precision("highest")
-        try:
-            with torch.no_grad(), torch.autocast(device.type, enabled=False):
-                return function(*args, **kwargs)
-        finally:
-            torch.set_float32_matmul_precision(precision)
+        with torch.no_grad(), torch.autocast(device.type, enabled=False), full_precision():
+            return function(*args, **kwargs)
 
     return run
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Matrix products in float32 proper, whatever the user allows elsewhere."""
+    backends = [torch.backends.cuda.matmul, torch.backends.mkldnn]
+    backends = [getattr(backend, "matmul", backend) for backend in backends]
+    if all(hasattr(backend, "fp32_precision") for backend in backends):
+        # The older interface below raises an error once a program has used this one.
+        before = [backend.fp32_precision for backend in backends]
+        try:
+            for backend in backends:
+                backend.fp32_precision = "ieee"
+            yield
+        finally:
+            for backend, precision in zip(backends, before, strict=True):
+                backend.fp32_precision = precision
+        return
+    precision = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("highest")
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)

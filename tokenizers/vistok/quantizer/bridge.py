@@ -5,12 +5,18 @@ https://arxiv.org/abs/2509.10140, section 3.
 """
 
 import math
-from functools import partial
 
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import override
+
+
+class PlainNorm(nn.LayerNorm):
+    """Layer normalisation without parameters."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=1e-6, elementwise_affine=False)
 
 
 class VQBridge(nn.Module):
@@ -36,6 +42,7 @@ class VQBridge(nn.Module):
     ) -> None:
         super().__init__()
         # timm takes seconds to import, and only this quantizer needs it.
+        from timm.layers import GELUTanh
         from timm.models.vision_transformer import Block
 
         if codebook_size % patch**2:
@@ -47,7 +54,6 @@ class VQBridge(nn.Module):
         patches = codebook_size // patch**2
         self.rows = max(rows for rows in range(1, math.isqrt(patches) + 1) if patches % rows == 0)
         self.patch = patch
-        norm = partial(nn.LayerNorm, elementwise_affine=False, eps=1e-6)
         self.embed = nn.Linear(patch**2 * dim, width)
         self.blocks = nn.Sequential(
             *(
@@ -56,13 +62,13 @@ class VQBridge(nn.Module):
                     heads,
                     mlp_ratio=2,
                     qkv_bias=True,
-                    norm_layer=norm,
-                    act_layer=partial(nn.GELU, approximate="tanh"),
+                    norm_layer=PlainNorm,
+                    act_layer=GELUTanh,
                 )
                 for _ in range(depth)
             )
         )
-        self.norm = norm(width)
+        self.norm = PlainNorm(width)
         self.head = nn.Linear(width, patch**2 * dim)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)

@@ -380,11 +380,11 @@ class VectorQuantizer(PositionwiseQuantizer):
         self._touched = None
         if not self._pending:
             return
-        rows = torch.cat([rows for rows, _ in self._pending])
-        indices = torch.cat([indices for _, indices in self._pending])
+        # Kept apart by forward, so that random choices do not depend on how batches are spread over ranks.
+        batches = [(rows[finite], indices[finite]) for rows, indices in self._pending for finite in [_finite(rows)]]
         self.discard()
-        finite = rows.isfinite().all(-1)
-        rows, indices = rows[finite], indices[finite]
+        rows = torch.cat([rows for rows, _ in batches])
+        indices = torch.cat([indices for _, indices in batches])
         counts, sums = ops.code_sums(rows, indices, self.codebook_size)
         distributed.all_reduce_sum(counts)
         if not counts.sum():
@@ -395,7 +395,7 @@ class VectorQuantizer(PositionwiseQuantizer):
             self._average(counts, distributed.all_reduce_sum(sums))
         self.updates += 1
         if self.choices["revival"] == "random":
-            self._revive(rows)
+            self._revive([rows for rows, _ in batches], counts.sum())
         elif self.choices["revival"] == "anchor":
             self._move_to_anchors(rows, counts)
 
@@ -546,16 +546,16 @@ class VectorQuantizer(PositionwiseQuantizer):
     def _on_sphere(self, rows: Tensor) -> Tensor:
         return self.normalise(rows) if self.choices["unit_norm"] == "both" else rows
 
-    def _random_rows(self, rows: Tensor, count: int) -> Tensor:
-        return ops.random_rows(rows, count, (self.seed * SEED_STRIDE + int(self.updates)) % 2**32)
+    def _random_rows(self, batches: Sequence[Tensor], count: int) -> Tensor:
+        return ops.random_rows(batches, count, (self.seed * SEED_STRIDE + int(self.updates)) % 2**32)
 
-    def _revive(self, rows: Tensor) -> None:
+    def _revive(self, batches: Sequence[Tensor], tokens: Tensor) -> None:
         uniform_usage = self.cluster_size.mean()
         dead = (self.cluster_size < self.revive_below * uniform_usage).nonzero().squeeze(-1)
-        dead = dead[: sum(distributed.row_counts(len(rows), rows.device))]
+        dead = dead[: int(tokens)]
         if not len(dead):
             return
-        self.table[dead] = self._random_rows(rows, len(dead))
+        self.table[dead] = self._random_rows(batches, len(dead))
         self._touched = dead
         # Sums and sizes move along, otherwise the next update would undo the revival.
         self.cluster_size[dead] = uniform_usage
@@ -580,7 +580,7 @@ class VectorQuantizer(PositionwiseQuantizer):
         if self.choices["init"] == "file":
             self.table.copy_(self._read_codebook_file())
         else:
-            rows = rows[rows.isfinite().all(-1)]
+            rows = rows[_finite(rows)]
             if self.choices["unit_norm"] != "none":
                 rows = self.normalise(rows)
             total = sum(distributed.row_counts(len(rows), rows.device))
@@ -595,7 +595,7 @@ class VectorQuantizer(PositionwiseQuantizer):
                 assert self.kmeans_iterations
                 self.table.copy_(ops.kmeans(rows, self.codebook_size, self.kmeans_iterations, seed=self.seed))
             else:
-                self.table.copy_(self._random_rows(rows, self.codebook_size))
+                self.table.copy_(self._random_rows([rows], self.codebook_size))
         # Ranks may run different devices or libraries: the table of the first one holds.
         distributed.broadcast(self.table)
         if hasattr(self, "table_sum"):
@@ -629,3 +629,8 @@ class VectorQuantizer(PositionwiseQuantizer):
     def extra_repr(self) -> str:
         """One line for ``print(quantizer)``."""
         return f"{super().extra_repr()}, " + ", ".join(f"{name}={value}" for name, value in self.choices.items())
+
+
+def _finite(rows: Tensor) -> Tensor:
+    """Which rows have no NaN or infinite value; the others belong to a step that the training will reject."""
+    return rows.isfinite().all(-1)
