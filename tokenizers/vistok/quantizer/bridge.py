@@ -5,6 +5,7 @@ https://arxiv.org/abs/2509.10140, section 3.
 """
 
 import math
+from typing import Any
 
 from einops import rearrange
 from jaxtyping import Float
@@ -15,8 +16,8 @@ from typing_extensions import override
 class PlainNorm(nn.LayerNorm):
     """Layer normalisation without parameters."""
 
-    def __init__(self, width: int) -> None:
-        super().__init__(width, eps=1e-6, elementwise_affine=False)
+    def __init__(self, width: int, **where: Any) -> None:
+        super().__init__(width, eps=1e-6, elementwise_affine=False, **where)
 
 
 class VQBridge(nn.Module):
