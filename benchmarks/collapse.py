@@ -50,6 +50,9 @@ DIMS = {"ibq": 64}
 # Table 1 of https://arxiv.org/abs/2309.15505.
 LEVELS = {256: [8, 6, 5], 1024: [8, 5, 5, 5], 4096: [7, 5, 5, 5, 5], 16384: [8, 8, 8, 6, 5], 65536: [8, 8, 8, 5, 5, 5]}
 CURVE_SIZE = 16384
+# Methods whose averages decide when a code is dead or where it is.
+AVERAGING = ("vq_ema", "cvq", "vq_kd")
+DECAY = 0.9
 console = Console()
 
 
@@ -100,13 +103,17 @@ class Settings:
 
 
 def overrides(method: str, size: int, dim: int) -> dict[str, Any]:
-    """What a run changes in ``configs/quantizer/METHOD.yaml``: the size of the codebook, and the `dim` of tables.
+    """What a run changes in ``configs/quantizer/METHOD.yaml``: size, `dim` of tables and `decay`.
+
+    Averages over 100 steps (0.99) would take a third of the study to notice that a code is dead; they span 10 steps.
 
     Raises:
         ValueError: If the method is not part of the study or has no codebook of this size.
     """
     if method in TABLES:
         changed: dict[str, Any] = {"codebook_size": size, "dim": DIMS.get(method, dim)}
+        if method in AVERAGING:
+            changed["decay"] = DECAY
         if method == "dual_vq":
             # The published shares, 32 of 40 channels.
             changed["semantic_dim"] = round(dim * 0.8)
@@ -260,7 +267,9 @@ def report(results: dict[str, Any]) -> str:
         f"{settings.crop}x{settings.crop} pixels ({settings.batch_size * settings.tokens_per_crop} tokens), Adam with "
         f"learning rate {settings.lr:g}, mean squared error; seed, initial weights and batches are those of every run. "
         f"Quantizers are `configs/quantizer/*.yaml` with nothing overridden but the size of the codebook and "
-        f"dim = {settings.dim} ({exceptions}, whose dot product reaches few codes in few dimensions). The features of "
+        f"dim = {settings.dim} ({exceptions}, whose dot product reaches few codes in few dimensions), and "
+        f"decay = {DECAY} of {', '.join(AVERAGING)}, whose averages over 100 steps would be long for the study. The "
+        "features of "
         f"{', '.join(FIXED)} start whitened. Usage is counted on crops of the training photographs that training has "
         "not seen; PSNR is the mean over tiles of three held-out photographs. FSQ has the levels of its paper's Table "
         "1, whose products are close to the sizes.",

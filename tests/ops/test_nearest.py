@@ -103,3 +103,27 @@ def test_wrong_arguments_say_what_to_write():
         nearest_code(rows, codebook, "cosine")
     with pytest.raises(ValueError, match="between 1 and the 5 codes, got 6"):
         nearest_codes(rows, codebook, 6)
+
+
+def test_kernels_run_in_float32_proper_and_give_the_settings_back():
+    def settings():
+        backends = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
+        values = [getattr(backend, "fp32_precision", None) for backend in backends]
+        return [torch.get_float32_matmul_precision()] if None in values else values
+
+    @tile.in_float32
+    def kernel(rows):
+        return (rows @ rows.T).dtype, settings()
+
+    full = settings()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        reduced = settings()
+        assert reduced != full
+        with torch.autocast("cpu", torch.bfloat16):
+            dtype, inside = kernel(torch.randn(3, 3))
+        assert dtype == torch.float32
+        assert set(inside) <= {"ieee", "highest"}
+        assert settings() == reduced
+    finally:
+        torch.set_float32_matmul_precision("highest")

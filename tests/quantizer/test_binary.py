@@ -123,3 +123,23 @@ def test_entropy_in_chunks_is_part_of_one_compiled_graph(monkeypatch):
 def test_wrong_arguments_are_named_with_what_to_write(kind, arguments, message):
     with pytest.raises(ValueError, match=message):
         kind(**arguments)
+
+
+def test_the_commitment_loss_pulls_the_features_to_their_codes(kind):
+    quantizer = kind(bits=6, entropy_weight=0, commitment_weight=1.0).train()
+    features = torch.randn(2, 6, 5, requires_grad=True)
+    quantized = quantizer(features)
+    quantized.losses["commitment"].backward()
+    points = features.detach().double().requires_grad_()
+    codes = quantizer.indices_to_codes(quantized.indices).double()
+    (
+        quantizer.points(points.movedim(1, -1).flatten(0, 1)) - codes.movedim(1, -1).flatten(0, 1)
+    ).square().mean().backward()
+    assert features.grad.abs().min() > 0
+    torch.testing.assert_close(features.grad.double(), points.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_zero_is_negative_as_a_code_too(kind):
+    quantizer = kind(bits=4).eval()
+    zeros = torch.zeros(1, 4, 2)
+    assert torch.equal(quantizer.codes_to_indices(zeros), quantizer(zeros).indices)

@@ -369,3 +369,29 @@ def test_a_part_without_distances_has_no_cumulative_loss():
         MultiScaleQuantizer({**SPHERE, "commitment_weight": 0.0}, [1, 2], phi=0, bits=4)
     with pytest.raises(ValueError, match=r"needs a grid \(n,\), \(h, w\) or \(t, h, w\)"):
         pyramid()(torch.randn(1, 4, 2, 2, 2, 2))
+
+
+@torch.no_grad()
+def test_the_ratio_is_the_share_of_the_convolution():
+    quantizer = pyramid(scales=[3], phi=1, phi_ratio=0.2).eval()
+    quantized = quantizer(torch.randn(2, 4, 3, 3))
+    cells = quantizer.part(0).indices_to_codes(quantized.indices).unflatten(2, (3, 3))
+    torch.testing.assert_close(quantized.codes, 0.8 * cells + 0.2 * quantizer.phi[0](cells), atol=1e-6, rtol=1e-5)
+
+
+def test_losses_of_the_part_do_not_move_the_scales_before():
+    quantizer = pyramid({**LEARNED, "entropy_weight": 0.1}, phi=1).train()
+    features = torch.randn(2, 4, 5, 5, requires_grad=True)
+    quantizer(features).losses["sample_entropy"].backward()
+    assert features.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in quantizer.phi.parameters())
+
+
+@torch.no_grad()
+def test_the_memory_layout_of_the_features_changes_no_index():
+    quantizer = pyramid(SPHERE, [1, 2, 4], None, None, 0, loss="stage", bits=4).eval()
+    # The averages cancel out, so that their signs show the order of the sum.
+    half = torch.randn(16, 4, 8)
+    features = torch.cat([half, -half], -1)[..., torch.randperm(16)].unflatten(-1, (4, 4)).contiguous()
+    strided = features.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(quantizer(strided).indices, quantizer(features).indices)

@@ -441,3 +441,21 @@ def test_what_stages_lack_is_an_error():
         ResidualQuantizer({**BINARY, "index_bits": 1}, 2, bits=4, beam=2)
     with pytest.raises(ValueError, match="dim must be equal; got \\[2, 4\\]"):
         ResidualQuantizer([{**SYMMETRIC, "levels": [5, 4]}, {**LEARNED, "codebook_size": 8, "dim": 4}], 2)
+
+
+def test_a_loaded_stack_keeps_as_many_stages_as_the_saved_one_at_any_step():
+    saved, loaded = dropping(1.0), dropping(1.0)
+    for _ in range(20):
+        depths(saved, 1)
+        loaded.load_state_dict(saved.state_dict())
+        assert loaded.kept == saved.kept
+
+
+def test_revived_rows_of_a_shared_codebook_are_reported():
+    template = {**LEARNED, "revival": "random", "decay": 0.0, "revive_below": 0.9}
+    quantizer = learned(template=template, shared=True).train()
+    quantizer(torch.randn(2, 4, 9))
+    quantizer.update()
+    ((parameter, rows),) = quantizer.touched_codes
+    assert parameter is quantizer.part(0).table
+    assert len(rows)

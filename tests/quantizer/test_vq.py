@@ -562,3 +562,161 @@ def test_published_initial_tables_have_their_scale():
         1 / math.sqrt(16), rel=0.02
     )
     assert VectorQuantizer(1000, 16, init="uniform").table.detach().abs().max() == pytest.approx(1 / 1000, rel=0.01)
+
+
+def test_rare_codes_are_averages_with_smoothed_sizes():
+    quantizer = ema(4, 2, decay=0.5, eps=0.3).train()
+    table = quantizer.codebook.clone().double()
+    run(quantizer, quantizer.codebook[:1].repeat(20, 1))
+    quantizer.update()
+    sizes = torch.tensor([10.5, 0.5, 0.5, 0.5], dtype=torch.float64)
+    sums = 0.5 * table
+    sums[0] += 0.5 * 20 * table[0]
+    smoothed = (sizes + 0.3) / (12 + 4 * 0.3) * 12
+    torch.testing.assert_close(quantizer.codebook.double(), sums / smoothed[:, None], rtol=1e-5, atol=1e-6)
+
+
+def test_averages_continue_from_a_table_that_started_from_the_batch():
+    quantizer = ema(4, 2, init="batch", decay=0.9).train()
+    rows = torch.randn(30, 2)
+    _, indices, _ = run(quantizer, rows)
+    table = quantizer.codebook.clone()
+    quantizer.update()
+    chosen = F.one_hot(indices, 4).float()
+    expected = (0.9 * table + 0.1 * chosen.T @ rows) / (0.9 + 0.1 * chosen.sum(0))[:, None]
+    torch.testing.assert_close(quantizer.codebook, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_revived_code_stays_at_its_feature_while_it_waits_for_others():
+    quantizer = ema(4, 2, decay=0.5, revival="random", revive_below=0.2).train()
+    with torch.no_grad():
+        for tensor in (quantizer.table, quantizer.table_sum):
+            tensor.copy_(torch.tensor([[0.0, 0.0], [90.0, 0.0], [0.0, 90.0], [90.0, 90.0]]))
+    rows = torch.randn(40, 2)
+    run(quantizer, rows)
+    quantizer.update()
+    revived = quantizer.codebook[1:].clone()
+    assert all((rows == code).all(-1).any() for code in revived)
+    run(quantizer, quantizer.codebook[:1].repeat(40, 1))
+    quantizer.update()
+    torch.testing.assert_close(quantizer.codebook[1:], revived, rtol=1e-4, atol=1e-4)
+
+
+def test_every_revival_draws_other_features():
+    quantizer = VectorQuantizer(4, 2, revival="random", decay=0.0, revive_below=0.9).train()
+    start, rows = torch.tensor([[0.0, 0.0], [90.0, 0.0], [0.0, 90.0], [90.0, 90.0]]), torch.randn(200, 2)
+    revived = []
+    for _ in range(2):
+        with torch.no_grad():
+            quantizer.table.copy_(start)
+        run(quantizer, rows)
+        quantizer.update()
+        revived.append(quantizer.table[1:].detach().clone())
+    assert not torch.equal(*revived)
+
+
+def test_no_feature_revives_two_codes():
+    quantizer = VectorQuantizer(16, 2, revival="random", decay=0.0, revive_below=0.9).train()
+    run(quantizer, torch.randn(3, 2))
+    quantizer.update()
+    ((_, revived),) = quantizer.touched_codes
+    assert len(revived) == len(quantizer.table[revived].unique(dim=0)) == 3
+
+
+def test_an_update_without_features_reports_no_revived_rows():
+    quantizer = VectorQuantizer(16, 2, revival="random", decay=0.0, revive_below=0.9).train()
+    run(quantizer, torch.randn(30, 2))
+    quantizer.update()
+    assert quantizer.touched_codes
+    quantizer.update()
+    assert not quantizer.touched_codes
+
+
+def test_averages_continue_from_codes_that_moved_to_anchors():
+    quantizer = ema(6, 3, revival="anchor", decay=0.9, eps=1e-5).train()
+    table = quantizer.codebook.double().clone()
+    usage, sizes, sums = torch.zeros(6).double(), torch.ones(6).double(), table.clone()
+    for _ in range(3):
+        rows = torch.randn(40, 3)
+        chosen = F.one_hot(brute_force_distances(rows, table).argmin(-1), 6).double()
+        sizes, sums = 0.9 * sizes + 0.1 * chosen.sum(0), 0.9 * sums + 0.1 * chosen.T @ rows.double()
+        table = sums / ((sizes + 1e-5) / (sizes.sum() + 6e-5) * sizes.sum())[:, None]
+        usage = 0.9 * usage + 0.1 * chosen.sum(0) / 40
+        share = torch.exp(-usage * 6 * 10 / 0.1 - 1e-3)[:, None]
+        table = (1 - share) * table + share * rows.double()[brute_force_distances(rows, table).argmin(0)]
+        sums = table * sizes[:, None]
+        run(quantizer, rows)
+        quantizer.update()
+    torch.testing.assert_close(quantizer.codebook.double(), table, rtol=1e-5, atol=1e-5)
+
+
+def test_a_state_that_was_never_initialised_starts_from_the_next_batch():
+    quantizer = ema(8, 3, init="batch").train()
+    for _ in range(2):
+        run(quantizer, torch.randn(30, 3))
+    quantizer.load_state_dict(ema(8, 3, init="batch").state_dict())
+    rows = torch.randn(30, 3)
+    run(quantizer, rows)
+    assert all((rows == code).all(-1).any() for code in quantizer.codebook)
+
+
+def test_the_weight_of_the_batch_entropy_is_negative_and_scaled_by_the_diversity():
+    weights = VectorQuantizer(8, 3, entropy_weight=0.2, diversity=3.0).loss_weights
+    assert weights == pytest.approx({"commitment": 0.25, "codebook": 1, "sample_entropy": 0.2, "batch_entropy": -0.6})
+
+
+def test_the_prior_moves_the_codes_it_compares_with():
+    quantizer = VectorQuantizer(8, 3, commitment_weight=0, codebook_weight=0, prior_weight=1.0).train()
+    rows = torch.randn(20, 3, requires_grad=True)
+    run(quantizer, rows)[2]["prior"].backward()
+    z, table = rows.detach().double().requires_grad_(), quantizer.table.detach().double().requires_grad_()
+    p = (-(z[:, None] - table[None]).square().sum(-1)).softmax(-1)
+    (p * (p * 8).log()).sum(-1).mean().backward()
+    torch.testing.assert_close(rows.grad.double(), z.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(quantizer.table.grad.double(), table.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_ranks_that_were_seeded_alike_draw_different_gumbel_noise(monkeypatch):
+    quantizer = gumbel_quantizer().train()
+    rows = torch.randn(40, 4)
+    draws = []
+    for rank in (0, 1):
+        monkeypatch.setattr("vistok.distributed.rank", lambda rank=rank: rank)
+        torch.manual_seed(0)
+        draws.append(run(quantizer, rows)[1])
+    assert not torch.equal(*draws)
+
+
+def test_without_an_estimator_the_codes_have_no_gradient():
+    quantizer = VectorQuantizer(8, 3, gradient="none").train()
+    codes, indices, losses = run(quantizer, torch.randn(20, 3, requires_grad=True))
+    assert not codes.requires_grad
+    assert torch.equal(codes, quantizer.table[indices])
+    assert losses["commitment"].requires_grad
+
+
+def test_rows_that_moved_to_their_anchors_are_reported():
+    quantizer = VectorQuantizer(4, 2, revival="anchor", decay=0.9).train()
+    run(quantizer, quantizer.table[:1].detach().repeat(20, 1))
+    quantizer.update()
+    ((parameter, rows),) = quantizer.touched_codes
+    assert parameter is quantizer.table
+    assert rows.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("projection", ["linear", "bridge"])
+def test_a_projected_codebook_is_the_same_under_autocast(projection):
+    def make():
+        patch = 2 if projection == "bridge" else None
+        quantizer = VectorQuantizer(16, 4, projection=projection, bridge_patch=patch).eval()
+        for parameter in quantizer.parameters():
+            parameter.data.normal_(generator=torch.Generator().manual_seed(1))
+        return quantizer
+
+    indices = torch.arange(16).unsqueeze(0)
+    expected = make().indices_to_codes(indices)
+    # The first use computes what later ones find in the cache, so each starts anew.
+    decoding, encoding = make(), make()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(decoding.indices_to_codes(indices), expected)
+        assert torch.equal(encoding.codes_to_indices(expected), indices)
