@@ -95,3 +95,21 @@ def test_two_ranks_equal_one_process_on_the_joined_batch(tmp_path):
         else:
             assert torch.equal(first[name], second[name]), name
             torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-5)
+
+
+def test_centroids_of_the_first_rank_hold(monkeypatch):
+    monkeypatch.setattr("vistok.distributed.broadcast", lambda tensor: tensor.fill_(7))
+    assert (kmeans(torch.randn(30, 2), 4, 3) == 7).all()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_rows_that_are_equally_close_on_two_ranks_one_is_taken(rank, monkeypatch):
+    # The other rank holds the same rows; without the sum over ranks the result is what this rank adds to it.
+    monkeypatch.setattr("vistok.distributed.world_size", lambda: 2)
+    monkeypatch.setattr("vistok.distributed.rank", lambda: rank)
+    monkeypatch.setattr(
+        "vistok.distributed.all_reduce_min",
+        lambda tensor: tensor if tensor.is_floating_point() else tensor.clamp(max=0),
+    )
+    rows = torch.randn(5, 3)
+    assert torch.equal(closest_rows(rows, rows, rows), rows if rank == 0 else torch.zeros(5, 3))

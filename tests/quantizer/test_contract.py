@@ -301,3 +301,16 @@ def test_a_recomputation_in_the_backward_pass_collects_nothing_twice(quantizer, 
     twin.update()
     for name, tensor in quantizer.state_dict().items():
         torch.testing.assert_close(tensor, twin.state_dict()[name])
+
+
+def test_autocast_changes_neither_codes_nor_losses_nor_gradients_of_training(any_quantizer, grid):
+    features = features_for(any_quantizer, grid, batch=8).requires_grad_()
+    weights = torch.randn_like(features)
+    results = []
+    for enabled in (True, False):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            quantized = any_quantizer.train()(features)
+        total = (quantized.codes * weights).sum() + sum(quantized.losses.values())
+        results.append((quantized.codes, quantized.losses, torch.autograd.grad(total, features)))
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)

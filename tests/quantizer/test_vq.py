@@ -720,3 +720,13 @@ def test_a_projected_codebook_is_the_same_under_autocast(projection):
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(decoding.indices_to_codes(indices), expected)
         assert torch.equal(encoding.codes_to_indices(expected), indices)
+
+
+@pytest.mark.parametrize("init", ["batch", "kmeans"])
+def test_the_table_that_the_first_rank_starts_from_holds(init, monkeypatch):
+    first = torch.randn(8, 3)
+    monkeypatch.setattr("vistok.distributed.broadcast", lambda tensor: tensor.copy_(first))
+    quantizer = ema(8, 3, init=init).train()
+    run(quantizer, torch.randn(30, 3))
+    assert torch.equal(quantizer.table, first)
+    assert torch.equal(quantizer.table_sum, first)
