@@ -730,3 +730,28 @@ def test_the_table_that_the_first_rank_starts_from_holds(init, monkeypatch):
     run(quantizer, torch.randn(30, 3))
     assert torch.equal(quantizer.table, first)
     assert torch.equal(quantizer.table_sum, first)
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"distance": "cosine"},
+        {"table": "frozen", "projection": "linear"},
+        {"projection": "bridge", "bridge_patch": 2, "bridge_width": 16},
+    ],
+)
+def test_reading_the_codebook_under_autocast_keeps_it_in_full_precision(choices):
+    quantizer = VectorQuantizer(16, 4, **choices).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = quantizer.codebook
+    assert inside.dtype == torch.float32
+    torch.testing.assert_close(inside, quantizer._project(quantizer.table).detach())
+
+
+def test_the_tangential_rotation_alone_has_no_gradient_along_the_features():
+    along = {}
+    for gradient in ("rotation", "rotation_tangential"):
+        rows = torch.randn(20, 3, requires_grad=True)
+        (run(VectorQuantizer(8, 3, gradient=gradient).train(), rows)[0] * torch.randn(20, 3)).sum().backward()
+        along[gradient] = F.cosine_similarity(rows, rows.grad).abs().max().item()
+    assert along["rotation_tangential"] < 1e-4 < 0.1 < along["rotation"]

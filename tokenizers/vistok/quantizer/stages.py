@@ -92,9 +92,11 @@ class CompositeQuantizer(Quantizer):
         """How many parts a training step keeps; only called if it may leave some out."""
 
     def draw(self) -> None:
-        """Set `kept` for the next training step."""
-        if self.shortens:
+        """Set `kept` for the next training step; the first one keeps all parts."""
+        if self.shortens and self.updates:
             self.kept = self.choose(random.Random((int(self.updates) << 32) + self.seed))
+        else:
+            self.kept = self.count
 
     def part(self, number: int) -> Quantizer:
         """The quantizer of a stage, group or scale."""

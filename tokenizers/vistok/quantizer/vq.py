@@ -419,6 +419,10 @@ class VectorQuantizer(PositionwiseQuantizer):
 
     def _codebook(self, *, differentiable: bool = False) -> Tensor:
         """The effective codebook; without gradient it is kept until the table or the projection changes."""
+        with torch.autocast(self.table.device.type, enabled=False):
+            return self._float32_codebook(differentiable)
+
+    def _float32_codebook(self, differentiable: bool) -> Tensor:
         if differentiable and torch.is_grad_enabled():
             return self._project(self.table)
         if self.projection is None and self.choices["unit_norm"] != "both":
