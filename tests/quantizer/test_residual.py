@@ -446,9 +446,9 @@ def test_what_stages_lack_is_an_error():
 def test_a_loaded_stack_keeps_as_many_stages_as_the_saved_one_at_any_step():
     saved, loaded = dropping(1.0), dropping(1.0)
     for _ in range(20):
-        depths(saved, 1)
         loaded.load_state_dict(saved.state_dict())
         assert loaded.kept == saved.kept
+        depths(saved, 1)
 
 
 def test_revived_rows_of_a_shared_codebook_are_reported():
