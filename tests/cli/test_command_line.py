@@ -90,7 +90,12 @@ def test_an_impossible_value_is_answered_without_a_traceback(tmp_path, overrides
 def test_help_shows_examples_and_groups():
     result = run("train.py", "--help")
     assert result.returncode == 0
-    for text in ("python train.py quantizer=vq_ema", "ckpt=", "quantizer: fsq, vq_ema", "logger: csv, none"):
+    for text in (
+        "python train.py quantizer=vq_ema",
+        "ckpt=",
+        "quantizer: bsq, class_specific_vq, cvq, ",
+        "logger: csv, none",
+    ):
         assert text in result.stdout
 
 
