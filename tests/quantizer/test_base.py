@@ -35,7 +35,7 @@ def test_a_prefix_of_the_codebooks_is_allowed_where_it_means_something():
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
 def test_every_integer_type_is_an_index(dtype):
-    check_indices(torch.tensor([[0, 7]], dtype=dtype), (8,), "Q")
+    assert check_indices(torch.tensor([[0, 7]], dtype=dtype), (8,), "Q") is None
 
 
 def test_the_logarithm_of_a_product_beyond_any_integer_type_is_exact():
