@@ -302,7 +302,17 @@ def test_a_recomputation_keeps_as_many_stages():
     quantizer = learned(template=EMA, dropout=1.0).train()
     for _ in range(6):
         features = torch.randn(2, 4, 9, requires_grad=True)
-        checkpoint(lambda x: quantizer(x).codes, features, use_reentrant=False).sum().backward()
+        kept = []
+
+        def codes(x, kept=kept):
+            quantized = quantizer(x)
+            kept.append(quantized.indices.shape[-1])
+            # Its backward pass needs the codes, which the straight-through estimator alone does not.
+            return quantized.codes.square()
+
+        checkpoint(codes, features, use_reentrant=False).sum().backward()
+        assert len(kept) == 2
+        assert kept[0] == kept[1]
         quantizer.update()
 
 
