@@ -41,6 +41,27 @@ class Reconstruction(NamedTuple):
     features: Float[Tensor, "b d *grid"]
 
 
+def refuse_unequal(encoder: Encoder, decoder: Decoder) -> None:
+    """Raise a ValueError if a decoder cannot turn what an encoder makes into images like those that it took."""
+    names = type(encoder).__name__, type(decoder).__name__
+    if encoder.layout != decoder.layout:
+        axes = {"image": "(b e h w)", "sequence": "(b e n)", "video": "(b e t h w)"}
+        raise ValueError(
+            f"{names[0]} makes features {axes[encoder.layout]} and {names[1]} takes features {axes[decoder.layout]}: "
+            f"choose an encoder and a decoder of the same layout, both {encoder.layout} or both {decoder.layout}"
+        )
+    # How many pixels a token of a sequence stands for is up to each part.
+    compared = ("channels",) if encoder.layout == "sequence" else ("channels", "factor", "time_factor")
+    ours, theirs = (
+        ", ".join(f"{name.replace('_', ' ')} {getattr(part, name)}" for name in compared) for part in (encoder, decoder)
+    )
+    if ours != theirs:
+        raise ValueError(
+            f"{names[0]} ({ours}) and {names[1]} ({theirs}) must agree: give both the same channels, patch_size and "
+            "number of channel_multipliers"
+        )
+
+
 class Tokenizer(Configurable, nn.Module):
     """Images to integers and back.
 
@@ -66,12 +87,7 @@ class Tokenizer(Configurable, nn.Module):
         preprocessing: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if encoder.channels != decoder.channels or encoder.factor != decoder.factor:
-            raise ValueError(
-                f"encoder ({encoder.channels} channels, factor {encoder.factor}) and decoder ({decoder.channels} "
-                f"channels, factor {decoder.factor}) must agree: give both the same channels, patch_size and number "
-                "of channel_multipliers"
-            )
+        refuse_unequal(encoder, decoder)
         if projection not in ("linear", "none"):
             raise ValueError(f"projection must be linear or none, got {projection!r}")
         if projection == "none" and not encoder.dim == quantizer.dim == decoder.dim:
@@ -83,6 +99,7 @@ class Tokenizer(Configurable, nn.Module):
         self.encoder = encoder
         self.to_codes = Projection(encoder.dim, quantizer.dim) if linear else nn.Identity()
         self.quantizer = quantizer
+        decoder.set_code_dim(quantizer.dim)
         self.from_codes = Projection(quantizer.dim, decoder.dim) if linear else nn.Identity()
         self.decoder = decoder
         self.preprocessing = dict(preprocessing or {})
@@ -210,7 +227,12 @@ class Tokenizer(Configurable, nn.Module):
     def decode(
         self, codes: Float[Tensor, "b d *grid"], size: Sequence[int] | None = None
     ) -> Float[Tensor, "b c *size"]:
-        """Images ``(b c H W)`` of codes, not clamped; `size` defaults to grid times factor."""
+        """Images ``(b c H W)`` of codes, not clamped; `size` defaults to grid times factor.
+
+        A sequence of codes does not tell the size of its image: there it defaults to the training size.
+        """
+        if size is None and self.decoder.layout == "sequence":
+            size = self._size(None)
         return self.decoder(self.from_codes(codes), codes=codes, size=tuple(size) if size is not None else None)
 
     def decode_indices(

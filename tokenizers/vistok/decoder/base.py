@@ -16,12 +16,16 @@ class Decoder(Configurable, nn.Module, ABC):
         dim: Channels of the features.
         channels: Channels of the images.
         factor: Pixels per feature along each spatial axis.
+        layout: Of the features, as for `vistok.encoder.Encoder`: ``image``, ``sequence`` or ``video``.
+        time_factor: Frames per feature after the first frame, for ``video``.
         output: ``images``, or ``features`` for decoders that predict those of a teacher.
     """
 
     dim: int
     channels: int
     factor: int
+    layout: str = "image"
+    time_factor: int = 1
     output: str = "images"
 
     @abstractmethod
@@ -38,6 +42,24 @@ class Decoder(Configurable, nn.Module, ABC):
             codes: The codes themselves, for decoders that are modulated by them.
             size: Image size in pixels, where it does not follow from the features.
         """
+
+    def set_code_dim(self, code_dim: int) -> None:
+        """Tell a decoder that is modulated by the codes how many channels they have.
+
+        `Tokenizer` calls it once, when it puts the parts together; layers that depend on it are built then.
+        """
+
+    def image_size(self, grid: Sequence[int], size: Sequence[int] | None = None) -> tuple[int, ...]:
+        """Size in pixels that features of shape `grid` decode to.
+
+        Raises:
+            ValueError: If `size` is given and is another.
+        """
+        *frames, height, width = grid
+        expected = *((count - 1) * self.time_factor + 1 for count in frames), height * self.factor, width * self.factor
+        if size is not None and tuple(size) != expected:
+            raise ValueError(f"a grid of {tuple(grid)} decodes to {expected} pixels, not to {tuple(size)}")
+        return expected
 
     @property
     @abstractmethod

@@ -69,11 +69,7 @@ class CNNDecoder(Decoder):
         size: Sequence[int] | None = None,
     ) -> Float[Tensor, "b c H W"]:
         """Images of the size of the grid times `factor`; `codes` are not needed, `size` is only checked."""
-        expected = tuple(side * self.factor for side in features.shape[2:])
-        if size is not None and tuple(size) != expected:
-            raise ValueError(
-                f"a grid of {tuple(features.shape[2:])} decodes to {expected} pixels, not to {tuple(size)}"
-            )
+        self.image_size(features.shape[2:], size)
         hidden = self.blocks(self.conv_in(features))
         return unfold_patches(self.conv_out(F.silu(self.norm_out(hidden))), self.patch_size)
 
