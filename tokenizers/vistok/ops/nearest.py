@@ -94,7 +94,9 @@ class Search:
         self.groups = -(-tile_codes // GROUP)
         tiles = -(-len(keys) // tile_codes)
         self.tile_codes = tile_codes
-        self.group_peaks = rows.new_full((tiles, self.groups, len(rows)), -torch.inf)
+        self.group_peaks = rows.new_empty(tiles, self.groups, len(rows))
+        # The last tile may be smaller and leave some of its groups unwritten.
+        self.group_peaks[-1] = -torch.inf
         self.tile_peaks = rows.new_empty(tiles, len(rows))
         self.tile = 0
 

@@ -31,8 +31,9 @@ from vistok.ops.tile import (
     with_bias,
 )
 
-# Scores, and the weights of the two heads.
+# Scores, and the weights of the two heads. Most passes go from one of them to another.
 BUFFERS = 3
+BUFFERS_IN_USE = 2
 
 
 class SoftCodes(NamedTuple):
@@ -226,7 +227,7 @@ def _soft(
     """
     n, k = len(rows), len(keys)
     rows = pad_rows(rows)
-    tile_rows, tile_codes = tile_shape(n, k, rows.device)
+    tile_rows, tile_codes = tile_shape(n, k, rows.device, BUFFERS_IN_USE)
     score_buffer, buffer, other_buffer = rows.new_empty(BUFFERS, tile_rows * tile_codes)
     generator = _gumbel_noise(noise_seed, rows.device)
     indices = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
@@ -326,7 +327,7 @@ def _soft_backward(
     )
     grad_soft = None if grad_soft is None else pad_rows(grad_soft)
     grad_entropies = None if grad_entropies is None else pad_rows(grad_entropies)
-    tile_rows, tile_codes = tile_shape(n, k, rows.device)
+    tile_rows, tile_codes = tile_shape(n, k, rows.device, BUFFERS_IN_USE)
     score_buffer, buffer, other_buffer = rows.new_empty(BUFFERS, tile_rows * tile_codes)
     generator = _gumbel_noise(noise_seed, rows.device)
     grad_rows, grad_keys = torch.zeros_like(rows), torch.zeros_like(keys)

@@ -21,7 +21,8 @@ METRICS = ("euclidean", "dot")
 # BLAS sums in another order for a handful of rows than for a full block, so a row would be quantized differently
 # alone and in a batch. Padding to whole blocks of rows makes each row independent of its neighbours.
 ROW_BLOCK = 16
-MAX_TILE_ROWS = 1024
+# Wider tiles make products with few channels slower, narrower ones read the codes more often.
+MAX_TILE_ROWS = 512
 # An accelerator has no such cache, but many cores to keep busy: 64 MiB of scores.
 ACCELERATOR_TILE_ELEMENTS = 2**24
 # exp(-60) is 1e-26, nothing beside the largest term of a softmax; below -87 results are denormal and processors slow
@@ -39,17 +40,18 @@ def cache_bytes() -> int:
         return 2**20
 
 
-def tile_shape(rows: int, codes: int, device: torch.device) -> tuple[int, int]:
+def tile_shape(rows: int, codes: int, device: torch.device, buffers: int = 1) -> tuple[int, int]:
     """Numbers of rows and of codes of a tile; the rows in whole blocks.
 
     Args:
         rows: Rows there are.
         codes: Codes there are.
-        device: On a CPU a tile fills the second-level caches of all threads, a power of two of scores.
+        device: On a CPU the tiles fill the second-level caches of all threads, each a power of two of scores.
+        buffers: Tiles that are in use at a time.
     """
     elements = ACCELERATOR_TILE_ELEMENTS
     if device.type == "cpu":
-        elements = 2 ** (cache_bytes() // 4 * torch.get_num_threads()).bit_length() // 2
+        elements = 2 ** (cache_bytes() // 4 // buffers * torch.get_num_threads()).bit_length() // 2
     tile_rows = max(ROW_BLOCK, min(MAX_TILE_ROWS, rows + -rows % ROW_BLOCK))
     return tile_rows, max(1, min(codes, elements // tile_rows))
 
