@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vistok import distributed
-from vistok.ops.nearest import GROUP, group_peaks
+from vistok.ops.nearest import column_argmax
 from vistok.ops.tile import LOWEST_EXPONENT, ROW_BLOCK, in_float32, slices, tile_shape
 
 # The constants of the published normalisation.
@@ -145,18 +145,12 @@ class _Plan:
 
     def best_codes(self, of_codes: Tensor) -> Tensor:
         """The code with the largest share of each row; the lowest index if there are several. Overwrites the kernel."""
-        k = len(self.keys)
         of_codes = of_codes.to(self.rows.dtype)
         indices = torch.empty(len(self.rows), dtype=torch.int64, device=self.rows.device)
-        offsets = torch.arange(GROUP, device=self.rows.device).unsqueeze(-1)
         for part in self.parts:
             for codes, kernel in self._tiles(part):
                 kernel.mul_(of_codes[codes].unsqueeze(-1))
-            shares = self._stripe(part)
-            peaks = shares.new_full((-(-k // GROUP), shares.shape[1]), -torch.inf)
-            group_peaks(shares, peaks)
-            candidates = (peaks.argmax(0) * GROUP + offsets).clamp_(max=k - 1)
-            indices[part] = candidates.gather(0, shares.gather(0, candidates).argmax(0, keepdim=True)).squeeze(0)
+            indices[part] = column_argmax(self._stripe(part))
         return indices
 
     def _is_held(self, part: slice) -> bool:

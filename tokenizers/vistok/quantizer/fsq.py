@@ -7,6 +7,7 @@ Scaling Transformers for Low-Bitrate High-Quality Speech Coding, https://arxiv.o
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +20,28 @@ FORMS = ("tan", "atanh", "symmetric")
 BOUNDS = ("tanh", "clamp")
 MAX_TABLE_ROWS = 2**20
 MAX_LEVELS = 2**16
+
+
+class Constants(NamedTuple):
+    """What the arithmetic of each channel needs, ``(d)`` each.
+
+    Attributes:
+        amplitudes: ``h``.
+        shifts: ``s``.
+        widths: Digits per unit of the codes: -1 is digit 0 and zero is where the digit is the width.
+        centres: Half a digit where zero is the middle of a digit, that is with an odd number of levels, else 0.
+        halves: int64, the digit of position 0.
+        last: int64, the largest digit.
+        none: int64 zeros, the smallest digit.
+    """
+
+    amplitudes: Tensor
+    shifts: Tensor
+    widths: Tensor
+    centres: Tensor
+    halves: Tensor
+    last: Tensor
+    none: Tensor
 
 
 class FSQ(PositionwiseQuantizer):
@@ -121,6 +144,7 @@ class FSQ(PositionwiseQuantizer):
         basis = [math.prod(levels[:i]) for i in range(len(levels))]
         # Integers only: ``quantizer.to(torch.bfloat16)`` would round the constants that follow from them. They follow
         # from `levels` themselves, so they stay out of the state dict.
+        self._cache: tuple[tuple[torch.device, torch.dtype], Constants] | None = None
         self.register_buffer("_levels", torch.tensor(levels), persistent=False)
         self.register_buffer("_basis", torch.tensor(basis), persistent=False)
 
@@ -135,7 +159,7 @@ class FSQ(PositionwiseQuantizer):
     @override
     def stage_limits(self) -> tuple[float, ...]:
         """Half a level spacing beyond -1: up to there the outermost code is as near as the others."""
-        return tuple((1 + 0.5 / self._widths(torch.float64)).tolist())
+        return tuple((1 + 0.5 / self._constants(torch.float64).widths).tolist())
 
     @property
     @override
@@ -145,8 +169,7 @@ class FSQ(PositionwiseQuantizer):
         Symmetric levels with ``bound="clamp"`` have exactly ``1 / L``: the next stage sees the full range again. The
         others squash the features with tanh, which moves codes away from them, and refine less per stage.
         """
-        amplitudes, shifts = self._amplitudes_and_shifts(torch.float64)
-        widths = self._widths(torch.float64)
+        amplitudes, shifts, widths, *_ = self._constants(torch.float64)
         factors = []
         for level, amplitude, shift, width, limit in zip(
             self.levels, amplitudes, shifts, widths, self.stage_limits, strict=True
@@ -167,20 +190,21 @@ class FSQ(PositionwiseQuantizer):
 
     def positions(self, rows: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         """Squash each channel into the range of its digits, 0 in the middle: ``h f(z + s)``."""
-        amplitudes, shifts = self._amplitudes_and_shifts(rows.dtype)
+        amplitudes, shifts, *_ = self._constants(rows.dtype)
         squashed = rows.clamp(-1, 1) if self.bound == "clamp" else torch.tanh(rows + shifts)
         return squashed * amplitudes
 
     def positions_to_codes(self, positions: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         """Put positions on the scale of the codes, without rounding."""
-        widths = self._widths(positions.dtype)
-        return (positions + ((self._levels - 1) / 2 - widths)) / widths
+        constants = self._constants(positions.dtype)
+        return (positions + (constants.last / 2 - constants.widths)) / constants.widths
 
     @override
     def quantize(self, rows: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n d"], Int[Tensor, " n"], dict[str, Tensor]]:
+        constants = self._constants(rows.dtype)
         positions = self.positions(rows)
         # Equal to floor(position + L / 2) without the rounding error of a sum with an even L / 2.
-        digits = self._inside((positions.detach() + self._levels % 2 / 2).floor().long() + self._levels // 2)
+        digits = self._inside((positions.detach() + constants.centres).floor_().long().add_(constants.halves))
         codes = self._digits_to_codes(digits)
         if self.training:
             continuous = self.positions_to_codes(positions)
@@ -197,31 +221,45 @@ class FSQ(PositionwiseQuantizer):
 
     @override
     def invert(self, codes: Float[Tensor, "... d"]) -> Int[Tensor, "..."]:
-        widths = self._widths(codes.dtype)
+        widths = self._constants(codes.dtype).widths
         return self._digits_to_indices(self._inside((codes * widths + widths).round().long()))
 
     def noise_like(self, codes: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         """Uniform noise of one level spacing around zero."""
-        return (torch.rand_like(codes) - 0.5) / self._widths(codes.dtype)
+        return (torch.rand_like(codes) - 0.5) / self._constants(codes.dtype).widths
 
-    def _amplitudes_and_shifts(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        amplitudes = (self._levels - 1).to(dtype) / 2
-        if self.eps is None:
-            return amplitudes, torch.zeros_like(amplitudes)
-        amplitudes = amplitudes * (1 - self.eps if self.form == "tan" else 1 + self.eps)
-        ratios = (1 - self._levels % 2) / (2 * amplitudes)
-        return amplitudes, torch.tan(ratios) if self.form == "tan" else torch.atanh(ratios)
+    def _constants(self, dtype: torch.dtype) -> Constants:
+        """The constants on the device of the quantizer; those of the last dtype are kept."""
+        key = (self._levels.device, dtype)
+        if not torch.compiler.is_compiling() and self._cache is not None and self._cache[0] == key:
+            return self._cache[1]
+        # An inference tensor could not be used in a later backward pass.
+        with torch.inference_mode(False):
+            constants = self._compute_constants(dtype)
+        if not torch.compiler.is_compiling():
+            self._cache = (key, constants)
+        return constants
 
-    def _widths(self, dtype: torch.dtype) -> Tensor:
-        """Digits per unit of the codes: -1 is digit 0 and zero is where the digit is `_widths`."""
-        return (self._levels - 1).to(dtype) / 2 if self.form == "symmetric" else (self._levels // 2).to(dtype)
+    def _compute_constants(self, dtype: torch.dtype) -> Constants:
+        levels = self._levels.clone()
+        amplitudes = (levels - 1).to(dtype) / 2
+        shifts = torch.zeros_like(amplitudes)
+        widths = amplitudes if self.form == "symmetric" else (levels // 2).to(dtype)
+        if self.eps is not None:
+            amplitudes = amplitudes * (1 - self.eps if self.form == "tan" else 1 + self.eps)
+            ratios = (1 - levels % 2) / (2 * amplitudes)
+            shifts = torch.tan(ratios) if self.form == "tan" else torch.atanh(ratios)
+        return Constants(
+            amplitudes, shifts, widths, (levels % 2 / 2).to(dtype), levels // 2, levels - 1, torch.zeros_like(levels)
+        )
 
     def _inside(self, digits: Tensor) -> Tensor:
         # NaN (possible in training only) becomes some extreme integer; the index must stay inside the codebook.
-        return digits.clamp(min=0).minimum(self._levels - 1)
+        constants = self._constants(torch.float32)
+        return digits.clamp_(constants.none, constants.last)
 
     def _digits_to_codes(self, digits: Tensor) -> Tensor:
-        widths = self._widths(torch.float32)
+        widths = self._constants(torch.float32).widths
         return (digits - widths) / widths
 
     def _digits_to_indices(self, digits: Tensor) -> Tensor:

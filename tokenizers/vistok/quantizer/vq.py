@@ -381,7 +381,7 @@ class VectorQuantizer(PositionwiseQuantizer):
         if not self._pending:
             return
         # Kept apart by forward, so that random choices do not depend on how batches are spread over ranks.
-        batches = [(rows[finite], indices[finite]) for rows, indices in self._pending for finite in [_finite(rows)]]
+        batches = [_finite_rows(rows, indices) for rows, indices in self._pending]
         self.discard()
         rows = torch.cat([rows for rows, _ in batches])
         indices = torch.cat([indices for _, indices in batches])
@@ -635,6 +635,12 @@ class VectorQuantizer(PositionwiseQuantizer):
         return f"{super().extra_repr()}, " + ", ".join(f"{name}={value}" for name, value in self.choices.items())
 
 
+def _finite_rows(rows: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    finite = _finite(rows)
+    return (rows, indices) if finite.all() else (rows[finite], indices[finite])
+
+
 def _finite(rows: Tensor) -> Tensor:
     """Which rows have no NaN or infinite value; the others belong to a step that the training will reject."""
-    return rows.isfinite().all(-1)
+    # The largest magnitude of a row that holds NaN is NaN.
+    return torch.linalg.vector_norm(rows, torch.inf, dim=-1) < torch.inf
