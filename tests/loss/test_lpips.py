@@ -2,41 +2,52 @@
 
 import os
 import warnings
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torchvision import models
 
-from vistok.loss.lpips import LPIPS, WeightsNotFoundError
+from vistok.loss.lpips import _NETWORKS, LPIPS, WeightsNotFoundError
 
-CHANNELS = {"vgg": (64, 128, 256, 512, 512), "alex": (64, 192, 384, 256, 256)}
-FILES = {"vgg": "vgg16_features.safetensors", "alex": "alexnet_features.safetensors"}
-ALEX_LAYERS = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}
-VGG_LAYERS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
-VGG_CHANNELS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
+NETS = ("vgg", "alex", "squeeze")
+CHANNELS = {
+    "vgg": (64, 128, 256, 512, 512),
+    "alex": (64, 192, 384, 256, 256),
+    "squeeze": (64, 128, 256, 384, 384, 512, 512),
+}
+FILES = {
+    "vgg": "vgg16_features.safetensors",
+    "alex": "alexnet_features.safetensors",
+    "squeeze": "squeezenet1_1_features.safetensors",
+}
+MODELS = {"vgg": models.vgg16, "alex": models.alexnet, "squeeze": models.squeezenet1_1}
+# Where the layers of torchvision's `features` are cut by the authors' package.
+SLICES = {
+    "vgg": (0, 4, 9, 16, 23, 30),
+    "alex": (0, 2, 5, 8, 10, 12),
+    "squeeze": (0, 2, 5, 8, 10, 11, 12, 13),
+}
 
 
-def shapes(net):
-    if net == "alex":
-        return ALEX_LAYERS
-    return {
-        layer: (out, before, 3)
-        for layer, out, before in zip(VGG_LAYERS, VGG_CHANNELS, (3, *VGG_CHANNELS[:-1]), strict=True)
-    }
+def layers_of(net):
+    with torch.device("meta"):
+        return MODELS[net]().features
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Weights of both networks, random but of sensible size."""
+    """Weights of all networks, random but of sensible size."""
     path = tmp_path_factory.mktemp("weights")
     torch.manual_seed(1)
     for net, file in FILES.items():
         tensors = {}
-        for layer, (out, before, kernel) in shapes(net).items():
-            scale = (2 / (before * kernel**2)) ** 0.5
-            tensors[f"features.{layer}.weight"] = torch.randn(out, before, kernel, kernel) * scale
-            tensors[f"features.{layer}.bias"] = torch.randn(out) * 0.1
+        for name, tensor in layers_of(net).state_dict().items():
+            scale = (2 / tensor[0].numel()) ** 0.5 if tensor.ndim == 4 else 0.1
+            tensors[f"features.{name}"] = torch.randn(tensor.shape) * scale
         save_file(tensors, path / file)
         linear = {f"lin{i}.model.1.weight": torch.rand(1, c, 1, 1) / c for i, c in enumerate(CHANNELS[net])}
         save_file(linear, path / f"lpips_{net}_lin.safetensors")
@@ -48,42 +59,35 @@ def pair(channels=3, size=64):
 
 
 def authors(net, folder):
-    """The authors' package with the weights of the folder, without building torchvision's whole networks."""
+    """The authors' package with the weights of a folder, without building torchvision's whole networks."""
     lpips = pytest.importorskip("lpips")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         network = lpips.LPIPS(net="alex", pnet_rand=True, pretrained=False, verbose=False)
-        if net == "vgg":
-            network.chns = CHANNELS["vgg"]
-            network.net = vgg_slices(lpips)
-            for i, channels in enumerate(CHANNELS["vgg"]):
-                network.lins[i] = lpips.NetLinLayer(channels, use_dropout=True)
+    # Their constructors build the classifier too, which for VGG takes seconds, so the layers are put in by hand.
+    kind = {"vgg": "vgg16", "alex": "alexnet", "squeeze": "squeezenet"}[net]
+    slices = getattr(lpips.pretrained_networks, kind).__new__(getattr(lpips.pretrained_networks, kind))
+    nn.Module.__init__(slices)
+    layers = layers_of(net)
+    for number, (first, last) in enumerate(pairwise(SLICES[net]), start=1):
+        part = nn.Sequential()
+        for layer in range(first, last):
+            part.add_module(str(layer), layers[layer])
+        setattr(slices, f"slice{number}", part)
+    slices.N_slices = len(SLICES[net]) - 1
     features = load_file(folder / FILES[net])
-    state = network.net.state_dict()
-    network.net.load_state_dict({name: features["features." + name.split(".", 1)[1]] for name in state})
+    slices.load_state_dict(
+        {name: features["features." + name.split(".", 1)[1]] for name in slices.state_dict()}, assign=True
+    )
+    network.net, network.chns, network.L = slices, CHANNELS[net], len(CHANNELS[net])
     linear = load_file(folder / f"lpips_{net}_lin.safetensors")
+    network.lins = nn.ModuleList(lpips.NetLinLayer(channels, use_dropout=True) for channels in CHANNELS[net])
     for i, layer in enumerate(network.lins):
         layer.load_state_dict({"model.1.weight": linear[f"lin{i}.model.1.weight"]})
     return network.eval()
 
 
-def vgg_slices(lpips):
-    from torchvision.models import vgg16
-
-    with torch.device("meta"):
-        full = vgg16().features
-    slices = lpips.pretrained_networks.vgg16.__new__(lpips.pretrained_networks.vgg16)
-    nn.Module.__init__(slices)
-    for number, (first, last) in enumerate(((0, 4), (4, 9), (9, 16), (16, 23), (23, 30)), start=1):
-        part = nn.Sequential()
-        for layer in range(first, last):
-            part.add_module(str(layer), full[layer])
-        setattr(slices, f"slice{number}", part)
-    slices.N_slices = 5
-    return slices.to_empty(device="cpu")
-
-
-@pytest.mark.parametrize("net", ["vgg", "alex"])
+@pytest.mark.parametrize("net", NETS)
 @torch.no_grad()
 def test_values_equal_those_of_the_authors(net, folder):
     ours, targets = pair()
@@ -149,7 +153,8 @@ def test_it_computes_in_float32_whatever_surrounds_it(folder, precision):
 
 def test_weights_follow_the_module_to_its_device(folder):
     lpips = nn.Sequential(LPIPS("alex", folder)).to("meta")[0]
-    assert {weight.device.type for weight in lpips._weights.values()} == {"meta"}
+    networks = (lpips.network, lpips.trunk.network)
+    assert {weight.device.type for network in networks for weight in network.parameters()} == {"meta"}
 
 
 def test_one_channel_is_repeated(folder):
@@ -159,7 +164,7 @@ def test_one_channel_is_repeated(folder):
     assert torch.allclose(lpips(ours, targets), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize(("net", "smallest"), [("vgg", 16), ("alex", 31)])
+@pytest.mark.parametrize(("net", "smallest"), [("vgg", 16), ("alex", 31), ("squeeze", 17)])
 def test_the_smallest_side_is_enough_and_one_less_is_refused(net, smallest, folder):
     lpips = LPIPS(net, folder)
     assert lpips(*pair(size=smallest)).isfinite().all()
@@ -173,12 +178,14 @@ def test_four_channels_are_refused(folder):
 
 
 def test_an_unknown_network_is_refused(folder):
-    with pytest.raises(ValueError, match="vgg or alex, got 'squeeze'"):
-        LPIPS("squeeze", folder)
+    with pytest.raises(ValueError, match="vgg, alex or squeeze, got 'resnet'"):
+        LPIPS("resnet", folder)
 
 
 def test_a_missing_file_names_file_argument_and_variable(tmp_path):
-    with pytest.raises(WeightsNotFoundError, match=r"vgg16_features\.safetensors.*weights=.*VISTOK_WEIGHTS"):
+    with pytest.raises(
+        WeightsNotFoundError, match=r"vgg16_features\.safetensors.*weights=.*VISTOK_WEIGHTS.*torchvision"
+    ):
         LPIPS("vgg", tmp_path)
 
 
@@ -198,6 +205,34 @@ def test_a_file_that_lacks_a_tensor_is_named(folder, tmp_path):
     save_file(load_file(folder / "lpips_alex_lin.safetensors"), tmp_path / "lpips_alex_lin.safetensors")
     with pytest.raises(ValueError, match=r"lacks 9 tensors, the first is features\.0\.bias"):
         LPIPS("alex", tmp_path)
+
+
+@pytest.mark.parametrize("net", NETS)
+@torch.no_grad()
+def test_weights_of_torchvision_lie_under_the_layers_of_torchmetrics(net, folder, tmp_path, monkeypatch):
+    """The download is played by a file in torch's cache; the 1x1 layers are those of the authors."""
+    published = models.get_weight(_NETWORKS[net].published)
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(load_file(folder / FILES[net]), tmp_path / "checkpoints" / published.url.rsplit("/", 1)[-1])
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    lpips = LPIPS(net, "torchvision")
+    theirs = pytest.importorskip("lpips")
+    linear = torch.load(Path(theirs.__file__).parent / f"weights/v0.1/{net}.pth", map_location="cpu", weights_only=True)
+    network = authors(net, folder)
+    for i, layer in enumerate(network.lins):
+        layer.load_state_dict({"model.1.weight": linear[f"lin{i}.model.1.weight"]})
+    ours, targets = pair()
+    expected = network(ours, targets).flatten()
+    assert lpips(ours, targets).tolist() == pytest.approx(expected.tolist(), rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.skipif("VISTOK_WEIGHTS" not in os.environ, reason="VISTOK_WEIGHTS")
+@pytest.mark.parametrize("net", ["vgg", "alex"])
+@torch.no_grad()
+def test_real_weights_give_the_values_of_the_authors(net):
+    ours, targets = pair()
+    expected = authors(net, Path(os.environ["VISTOK_WEIGHTS"]))(ours, targets).flatten()
+    assert LPIPS(net)(ours, targets).tolist() == pytest.approx(expected.tolist(), rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.skipif("VISTOK_WEIGHTS" not in os.environ, reason="VISTOK_WEIGHTS")

@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from vistok.config import build
+from vistok.hierarchical import HierarchicalTokenizer
 from vistok.hub import load, save
 from vistok.quantizer import Quantized, Quantizer
 from vistok.tokenizer import Reconstruction, Tokenizer
@@ -12,4 +13,14 @@ try:
 except PackageNotFoundError:  # a source tree that was put on the path without being installed
     __version__ = "0.0.0"
 
-__all__ = ["Quantized", "Quantizer", "Reconstruction", "Tokenizer", "__version__", "build", "load", "save"]
+__all__ = [
+    "HierarchicalTokenizer",
+    "Quantized",
+    "Quantizer",
+    "Reconstruction",
+    "Tokenizer",
+    "__version__",
+    "build",
+    "load",
+    "save",
+]

@@ -14,6 +14,8 @@ from torch import nn
 
 # Subpackages whose classes a config may name.
 PARTS = ("encoder", "quantizer", "decoder", "tokenizer")
+# Classes that vistok itself exports.
+TOKENIZERS = ("vistok.Tokenizer", "vistok.HierarchicalTokenizer")
 PLAIN = (str, int, float, bool, type(None))
 
 
@@ -23,6 +25,9 @@ class Configurable:
     _arguments: dict[str, Any]
     # Arguments that `build` passes on as configs: parts of which the class builds several, or whose sizes it sets.
     TEMPLATES: tuple[str, ...] = ()
+    # Arguments that say where first values come from, and what a config records in their place: whoever builds from it
+    # has the values themselves.
+    SOURCES: Mapping[str, Any] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Wrap the constructor of each subclass; the outermost constructor of an object does the recording."""
@@ -56,7 +61,7 @@ def config_of(value: Any) -> Any:
     if isinstance(value, Configurable):
         return {
             "_target_": public_path(type(value)),
-            **{key: config_of(item) for key, item in value._arguments.items()},
+            **{key: config_of(item) for key, item in (value._arguments | dict(value.SOURCES)).items()},
         }
     if isinstance(value, PLAIN):
         return value
@@ -112,7 +117,7 @@ def resolve(target: Any, where: str) -> type[Configurable]:
         )
     module_name, _, class_name = target.rpartition(".")
     # Checked before the import: importing a module runs it.
-    if target != "vistok.Tokenizer" and target.split(".")[1] not in PARTS:
+    if target not in TOKENIZERS and target.split(".")[1] not in PARTS:
         raise ValueError(
             f"{where}._target_ is {target!r}: vistok has no module class of that name; nothing was executed"
         )

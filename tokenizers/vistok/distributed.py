@@ -4,6 +4,8 @@ All functions work without a process group too. They look the group up when call
 the modules are built.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -93,3 +95,31 @@ def mean_over_ranks(local_mean: Tensor, rows: int) -> Tensor:
     all_reduce_sum(sums)
     weighted = local_mean * (world_size() * rows / sums[-1])
     return (sums[:-1] / sums[-1]).view_as(local_mean) + (weighted - weighted.detach())
+
+
+def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
+    """Rows of all ranks, rank by rank, and where this rank's begin; with gradient.
+
+    The gradient of a row is the sum of what reaches it on every rank, so every rank has to run the backward pass.
+
+    Args:
+        rows: ``(n ...)``, this rank's part; n may differ by rank.
+    """
+    if not is_distributed():
+        return rows, 0
+    counts = row_counts(len(rows), rows.device)
+    first = sum(counts[: rank()])
+    return _GatherRows.apply(rows, first, sum(counts)), first
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, first: int, total: int) -> Tensor:
+        ctx.own = slice(first, first + len(rows))
+        joined = rows.new_zeros(total, *rows.shape[1:])
+        joined[ctx.own] = rows
+        return all_reduce_sum(joined)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return all_reduce_sum(gradients[0].clone(memory_format=torch.contiguous_format))[ctx.own], None, None

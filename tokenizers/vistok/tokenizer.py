@@ -26,6 +26,35 @@ class Projection(nn.Linear):
         """Apply the linear map to the channels of every position."""
         return super().forward(input.movedim(1, -1)).movedim(-1, 1)
 
+    @torch.no_grad()
+    def whiten(self, features: Float[Tensor, "b e *grid"]) -> None:
+        """Start from the whitened principal components of features, see `Tokenizer.whiten_projection`."""
+        rows = features.movedim(1, -1).flatten(0, -2).cpu().double()
+        rows = rows[rows.isfinite().all(-1)]
+        if len(rows) < 2:
+            raise ValueError(
+                f"whitening needs at least 2 positions in the first batch, got {len(rows)}: raise data.batch_size, or "
+                "set module.whiten=false"
+            )
+        mean = rows.mean(0)
+        values, vectors = torch.linalg.eigh(torch.cov(rows.T))
+        possible = min(len(values), self.out_features)
+        count = min(possible, len(rows) // 2)
+        if count < possible:
+            log.warning(
+                "the first batch has %d positions, enough to whiten %d of the %d channels of the codes; "
+                "raise data.batch_size to whiten all",
+                len(rows),
+                count,
+                self.out_features,
+            )
+        kept = slice(len(values) - count, None)
+        weight = (vectors[:, kept] / values[kept].clamp(min=1e-6 * values[-1]).sqrt()).T
+        self.weight[: len(weight)] = weight.to(self.weight)
+        self.bias[: len(weight)] = (-weight @ mean).to(self.bias)
+        distributed.broadcast(self.weight)
+        distributed.broadcast(self.bias)
+
 
 class Reconstruction(NamedTuple):
     """What `Tokenizer.forward` returns.
@@ -50,6 +79,8 @@ def refuse_unequal(encoder: Encoder, decoder: Decoder) -> None:
             f"{names[0]} makes features {axes[encoder.layout]} and {names[1]} takes features {axes[decoder.layout]}: "
             f"choose an encoder and a decoder of the same layout, both {encoder.layout} or both {decoder.layout}"
         )
+    if decoder.output == "features":
+        return
     # How many pixels a token of a sequence stands for is up to each part.
     compared = ("channels",) if encoder.layout == "sequence" else ("channels", "factor", "time_factor")
     ours, theirs = (
@@ -115,6 +146,11 @@ class Tokenizer(Configurable, nn.Module):
         return self.encoder.factor
 
     @property
+    def output(self) -> str:
+        """What is decoded: ``images``, or ``features`` of a teacher."""
+        return self.decoder.output
+
+    @property
     def vocab_size(self) -> int:
         """Number of different raw ids: the size of the largest codebook."""
         self._refuse_continuous("vocab_size")
@@ -128,8 +164,7 @@ class Tokenizer(Configurable, nn.Module):
 
     def forward(self, images: Float[Tensor, "b c *size"], labels: Int[Tensor, " b"] | None = None) -> Reconstruction:
         """Encode, quantize and decode images ``(b c H W)`` in [-1, 1]; arguments and errors as for `encode`."""
-        features = self._features(images)
-        quantized = self.quantizer(features, labels)
+        quantized, features = self._quantize(images, labels)
         return Reconstruction(self.decode(quantized.codes, images.shape[2:]), quantized, features)
 
     def encode(
@@ -150,8 +185,7 @@ class Tokenizer(Configurable, nn.Module):
             ValueError: If the images have another layout, number of channels, dtype or size, or `length` is given in
                 training mode, for codes of one fixed length, or outside 1 to their number of parts.
         """
-        features = self._features(images)
-        quantized = self.quantizer(features, labels)
+        quantized, _ = self._quantize(images, labels)
         if length is None:
             return quantized
         if self.training:
@@ -159,7 +193,7 @@ class Tokenizer(Configurable, nn.Module):
                 f"length={length} is for evaluation: call tokenizer.eval() first. In training it is the quantizer "
                 "that shortens codes, see its dropout"
             )
-        grid = features.shape[2:]
+        grid = self.grid(images.shape[2:])
         indices = self.quantizer.shorten(quantized.indices, length, grid)
         codes = self.quantizer.indices_to_codes(indices, grid).to(quantized.codes.dtype)
         return Quantized(codes, indices, quantized.losses)
@@ -168,7 +202,13 @@ class Tokenizer(Configurable, nn.Module):
         """The class labels of a batch, for quantizers that accept them; None for others and where there are none."""
         return batch.get("labels") if self.quantizer.accepts_labels else None
 
-    def _features(self, images: Tensor) -> Tensor:
+    def _quantize(self, images: Tensor, labels: Tensor | None) -> tuple[Quantized, Tensor]:
+        """Codes of images, and the features that entered the quantizer."""
+        features = self.to_codes(self._encode(images))
+        return self.quantizer(features, labels), features
+
+    def _encode(self, images: Tensor) -> Tensor:
+        """What the encoder makes of images, after a check of these."""
         if not images.is_floating_point():
             raise ValueError(
                 f"images must be floats in [-1, 1], got {images.dtype}: for 8-bit images use images / 127.5 - 1"
@@ -176,7 +216,7 @@ class Tokenizer(Configurable, nn.Module):
         if images.ndim < 4 or images.shape[1] != self.channels:
             raise ValueError(f"images must be (b, {self.channels}, H, W), got {tuple(images.shape)}")
         self.grid(images.shape[2:])
-        return self.to_codes(self.encoder(images))
+        return self.encoder(images)
 
     @torch.no_grad()
     def whiten_projection(self, images: Float[Tensor, "b c *size"]) -> None:
@@ -198,31 +238,7 @@ class Tokenizer(Configurable, nn.Module):
         """
         if not isinstance(self.to_codes, Projection):
             raise ValueError("projection=none leaves nothing to whiten: set projection=linear or module.whiten=false")
-        rows = self.encoder(images).movedim(1, -1).flatten(0, -2).cpu().double()
-        rows = rows[rows.isfinite().all(-1)]
-        if len(rows) < 2:
-            raise ValueError(
-                f"whitening needs at least 2 positions in the first batch, got {len(rows)}: raise data.batch_size, or "
-                "set module.whiten=false"
-            )
-        mean = rows.mean(0)
-        values, vectors = torch.linalg.eigh(torch.cov(rows.T))
-        possible = min(len(values), self.quantizer.dim)
-        count = min(possible, len(rows) // 2)
-        if count < possible:
-            log.warning(
-                "the first batch has %d positions, enough to whiten %d of the %d channels of the codes; "
-                "raise data.batch_size to whiten all",
-                len(rows),
-                count,
-                self.quantizer.dim,
-            )
-        kept = slice(len(values) - count, None)
-        weight = (vectors[:, kept] / values[kept].clamp(min=1e-6 * values[-1]).sqrt()).T
-        self.to_codes.weight[: len(weight)] = weight.to(self.to_codes.weight)
-        self.to_codes.bias[: len(weight)] = (-weight @ mean).to(self.to_codes.bias)
-        distributed.broadcast(self.to_codes.weight)
-        distributed.broadcast(self.to_codes.bias)
+        self.to_codes.whiten(self.encoder(images))
 
     def decode(
         self, codes: Float[Tensor, "b d *grid"], size: Sequence[int] | None = None

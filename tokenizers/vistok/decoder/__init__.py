@@ -1,6 +1,27 @@
 """Decoders: features to images."""
 
 from vistok.decoder.base import Decoder
+from vistok.decoder.causal3d import Causal3DDecoder
 from vistok.decoder.cnn import CNNDecoder
+from vistok.decoder.cosmos import CosmosDecoder
+from vistok.decoder.features import FeatureDecoder
+from vistok.decoder.magvit2 import MAGVIT2Decoder
+from vistok.decoder.maskgit import MaskGITDecoder
+from vistok.decoder.movq import MoVQDecoder
+from vistok.decoder.swin import SwinDecoder
+from vistok.decoder.titok import TiTokDecoder
+from vistok.decoder.vit import ViTDecoder
 
-__all__ = ["CNNDecoder", "Decoder"]
+__all__ = [
+    "CNNDecoder",
+    "Causal3DDecoder",
+    "CosmosDecoder",
+    "Decoder",
+    "FeatureDecoder",
+    "MAGVIT2Decoder",
+    "MaskGITDecoder",
+    "MoVQDecoder",
+    "SwinDecoder",
+    "TiTokDecoder",
+    "ViTDecoder",
+]

@@ -1,6 +1,7 @@
 """Convolutional decoder: the mirror image of `vistok.encoder.CNNEncoder`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -8,58 +9,52 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from vistok.decoder.base import Decoder
-from vistok.layers import AttentionBlock, ResidualBlock, Upsample, check_trunk, normalisation, unfold_patches
+from vistok.layers import (
+    AttentionBlock,
+    CodeNorm,
+    ResidualBlock,
+    attention_levels,
+    middle_blocks,
+    normalisation,
+    recompute,
+    refining_blocks,
+    takes_codes,
+    trunk_widths,
+    unfold_patches,
+)
 
 
-class CNNDecoder(Decoder):
-    """Residual blocks from the coarsest resolution to the finest.
+class ConvolutionalDecoder(Decoder):
+    """What convolutional decoders share: a convolution, blocks, normalisation, swish, a convolution.
+
+    Blocks and normalisations that are modulated by the codes get them.
 
     Args:
         channels: Channels of an image.
         patch_size: Side of the patches that the last layer unfolds, in pixels.
-        base_channels: Channels at the finest resolution, a multiple of 32.
-        channel_multipliers: Channels of each resolution from finest to coarsest, in units of `base_channels`.
-        num_blocks: Residual blocks per resolution.
-        attention: ``none``, or ``last`` for self-attention in the middle and at the coarsest resolution.
-        dropout: Dropout rate inside the residual blocks.
+        num_levels: Number of resolutions.
+        gradient_checkpointing: Compute the activations of each block again in the backward pass.
     """
 
-    def __init__(
-        self,
-        channels: int = 3,
-        patch_size: int = 8,
-        base_channels: int = 128,
-        channel_multipliers: Sequence[int] = (1,),
-        num_blocks: int = 3,
-        attention: str = "none",
-        dropout: float = 0.0,
-    ) -> None:
+    conv_in: nn.Conv2d
+    blocks: nn.Sequential
+    norm_out: nn.Module
+    conv_out: nn.Conv2d
+
+    def __init__(self, channels: int, patch_size: int, num_levels: int, gradient_checkpointing: bool) -> None:
         super().__init__()
-        check_trunk(channels, patch_size, channel_multipliers, attention)
         self.channels = channels
         self.patch_size = patch_size
-        widths = [base_channels * multiplier for multiplier in channel_multipliers]
-        self.factor = patch_size * 2 ** (len(widths) - 1)
-        width = self.dim = widths[-1]
-        self.conv_in = nn.Conv2d(width, width, 3, padding=1)
-        layers: list[nn.Module] = []
-        if attention == "last":
-            layers += [
-                ResidualBlock(width, width, dropout),
-                AttentionBlock(width),
-                ResidualBlock(width, width, dropout),
-            ]
-        for level in reversed(range(len(widths))):
-            for _ in range(num_blocks):
-                layers.append(ResidualBlock(width, widths[level], dropout))
-                width = widths[level]
-                if attention == "last" and level == len(widths) - 1:
-                    layers.append(AttentionBlock(width))
-            if level:
-                layers.append(Upsample(width))
-        self.blocks = nn.Sequential(*layers)
-        self.norm_out = normalisation(width)
-        self.conv_out = nn.Conv2d(width, channels * patch_size**2, 3, padding=1)
+        self.factor = patch_size * 2 ** (num_levels - 1)
+        self.gradient_checkpointing = gradient_checkpointing
+        self.code_dim: int | None = None
+
+    @override
+    def set_code_dim(self, code_dim: int) -> None:
+        self.code_dim = code_dim
+        for module in self.modules():
+            if isinstance(module, CodeNorm):
+                module.set_code_dim(code_dim)
 
     @override
     def forward(
@@ -68,12 +63,76 @@ class CNNDecoder(Decoder):
         codes: Float[Tensor, "b d h w"] | None = None,
         size: Sequence[int] | None = None,
     ) -> Float[Tensor, "b c H W"]:
-        """Images of the size of the grid times `factor`; `codes` are not needed, `size` is only checked."""
+        """Images of the size of the grid times `factor`; `codes` are only for modulation, `size` is only checked.
+
+        Raises:
+            ValueError: If the decoder is modulated by the codes, and there are none or `set_code_dim` was not called.
+        """
         self.image_size(features.shape[2:], size)
-        hidden = self.blocks(self.conv_in(features))
-        return unfold_patches(self.conv_out(F.silu(self.norm_out(hidden))), self.patch_size)
+        if takes_codes(self) and (codes is None or self.code_dim is None):
+            raise ValueError(
+                f"{type(self).__name__} is modulated by the codes: call decoder.set_code_dim(dim) once, as Tokenizer "
+                "does, and then decoder(features, codes=codes)"
+            )
+        hidden = self.conv_in(features)
+        for block in (*self.blocks, self.norm_out):
+            inputs = (hidden, codes) if takes_codes(block) else (hidden,)
+            hidden = recompute.call(block, *inputs, gradient_checkpointing=self.gradient_checkpointing)
+        return unfold_patches(self.conv_out(F.silu(hidden)), self.patch_size)
 
     @property
     @override
     def last_layer(self) -> Tensor:
         return self.conv_out.weight
+
+
+class CNNDecoder(ConvolutionalDecoder):
+    """Residual blocks from the coarsest resolution to the finest.
+
+    Args:
+        channels: Channels of an image.
+        patch_size: Side of the patches that the last layer unfolds, in pixels.
+        base_channels: Channels at the finest resolution, a multiple of 32.
+        channel_multipliers: Channels of each resolution from finest to coarsest, in units of `base_channels`.
+        num_blocks: Residual blocks per resolution; one more than in the encoder, in the papers.
+        attention: ``none``; ``middle`` for self-attention in the middle, which precedes the coarsest resolution;
+            ``last`` for self-attention at the coarsest resolution too; or a list such as ``[16]``, as for
+            `vistok.encoder.CNNEncoder`.
+        resolution: Side of the images that a list is stated for, in pixels.
+        middle: Whether there are residual blocks in the middle; null: if there is attention.
+        z_channels: Channels of the features; null: those of the coarsest resolution.
+        dropout: Dropout rate inside the residual blocks.
+        gradient_checkpointing: Compute the activations of each block again in the backward pass.
+    """
+
+    # Makes the normalisation of a number of channels.
+    norm: Callable[[int], nn.Module] = staticmethod(normalisation)
+
+    def __init__(
+        self,
+        channels: int = 3,
+        patch_size: int = 8,
+        base_channels: int = 128,
+        channel_multipliers: Sequence[int] = (1,),
+        num_blocks: int = 3,
+        attention: str | Sequence[int] = "none",
+        resolution: int | None = None,
+        middle: bool | None = None,
+        z_channels: int | None = None,
+        dropout: float = 0.0,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        widths = trunk_widths(channels, base_channels, channel_multipliers, num_blocks, z_channels, patch_size)
+        levels = attention_levels(attention, len(widths), patch_size, resolution)
+        super().__init__(channels, patch_size, len(widths), gradient_checkpointing)
+        width = widths[-1]
+        self.dim = z_channels or width
+        block = partial(ResidualBlock, dropout=dropout, norm=self.norm)
+        attend = partial(AttentionBlock, norm=self.norm)
+        self.conv_in = nn.Conv2d(self.dim, width, 3, padding=1)
+        self.blocks = nn.Sequential(
+            *middle_blocks(width, block, None if attention == "none" else attend, middle),
+            *refining_blocks(widths, num_blocks, block, attention=attend, levels=levels),
+        )
+        self.norm_out = self.norm(widths[0])
+        self.conv_out = nn.Conv2d(widths[0], channels * patch_size**2, 3, padding=1)

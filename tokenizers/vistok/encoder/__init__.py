@@ -1,6 +1,25 @@
 """Encoders: images to features."""
 
 from vistok.encoder.base import Encoder
+from vistok.encoder.causal3d import Causal3DEncoder
 from vistok.encoder.cnn import CNNEncoder
+from vistok.encoder.cosmos import CosmosEncoder
+from vistok.encoder.frozen_vit import TimmEncoder
+from vistok.encoder.magvit2 import MAGVIT2Encoder
+from vistok.encoder.maskgit import MaskGITEncoder
+from vistok.encoder.swin import SwinEncoder
+from vistok.encoder.titok import TiTokEncoder
+from vistok.encoder.vit import ViTEncoder
 
-__all__ = ["CNNEncoder", "Encoder"]
+__all__ = [
+    "CNNEncoder",
+    "Causal3DEncoder",
+    "CosmosEncoder",
+    "Encoder",
+    "MAGVIT2Encoder",
+    "MaskGITEncoder",
+    "SwinEncoder",
+    "TiTokEncoder",
+    "TimmEncoder",
+    "ViTEncoder",
+]

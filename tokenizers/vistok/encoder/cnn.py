@@ -1,21 +1,64 @@
 """Convolutional encoder: the residual trunk of VQGAN, optionally behind a patch fold.
 
 P. Esser, R. Rombach, B. Ommer: Taming Transformers for High-Resolution Image Synthesis, https://arxiv.org/abs/2012.09841.
-Folding patches into channels first (``patch_size`` above 1) makes a step many times cheaper than convolving at full
-resolution.
+Latent diffusion, LlamaGen, VAR, RQ-VAE and IBQ have the same trunk. Folding patches into channels first (``patch_size``
+above 1) makes a step many times cheaper than convolving at full resolution.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from typing_extensions import override
 
 from vistok.encoder.base import Encoder
-from vistok.layers import AttentionBlock, Downsample, ResidualBlock, check_trunk, fold_patches, normalisation
+from vistok.layers import (
+    AttentionBlock,
+    ResidualBlock,
+    attention_levels,
+    coarsening_blocks,
+    fold_patches,
+    middle_blocks,
+    normalisation,
+    recompute,
+    trunk_widths,
+)
 
 
-class CNNEncoder(Encoder):
+class ConvolutionalEncoder(Encoder):
+    """What convolutional encoders share: a convolution, blocks, normalisation, swish, a convolution.
+
+    Args:
+        channels: Channels of an image.
+        patch_size: Side of the patches that are folded into channels first, in pixels.
+        num_levels: Number of resolutions.
+        gradient_checkpointing: Compute the activations of each block again in the backward pass.
+    """
+
+    conv_in: nn.Conv2d
+    blocks: nn.Sequential
+    norm_out: nn.GroupNorm
+    conv_out: nn.Module
+
+    def __init__(self, channels: int, patch_size: int, num_levels: int, gradient_checkpointing: bool) -> None:
+        super().__init__()
+        self.channels = channels
+        self.patch_size = patch_size
+        self.factor = patch_size * 2 ** (num_levels - 1)
+        self.gradient_checkpointing = gradient_checkpointing
+
+    @override
+    def forward(self, images: Float[Tensor, "b c H W"]) -> Float[Tensor, "b e h w"]:
+        """Features of images; the grid is the image size over `factor`."""
+        features = self.conv_in(fold_patches(images, self.patch_size))
+        for block in self.blocks:
+            features = recompute.call(block, features, gradient_checkpointing=self.gradient_checkpointing)
+        return self.conv_out(F.silu(self.norm_out(features)))
+
+
+class CNNEncoder(ConvolutionalEncoder):
     """Residual blocks at one or more resolutions; each further resolution halves the grid.
 
     The factor is ``patch_size * 2 ** (len(channel_multipliers) - 1)``.
@@ -26,8 +69,16 @@ class CNNEncoder(Encoder):
         base_channels: Channels at the first resolution, a multiple of 32.
         channel_multipliers: Channels of each resolution, in units of `base_channels`.
         num_blocks: Residual blocks per resolution.
-        attention: ``none``, or ``last`` for self-attention at the last resolution and in the middle.
+        attention: ``none``; ``middle`` for self-attention in the middle, which follows the last resolution; ``last``
+            for self-attention at the last resolution too (LlamaGen, VAR); or a list such as ``[16]``, for
+            self-attention in the middle and wherever an image of `resolution` pixels has a feature grid of such a side
+            (taming, latent diffusion).
+        resolution: Side of the images that a list is stated for, in pixels; others are taken too.
+        middle: Whether there are residual blocks in the middle; null: if there is attention.
+        z_channels: Channels of the features, made by a last 3x3 convolution; null: there is none, and they are those of
+            the last resolution.
         dropout: Dropout rate inside the residual blocks.
+        gradient_checkpointing: Compute the activations of each block again in the backward pass.
     """
 
     def __init__(
@@ -37,37 +88,23 @@ class CNNEncoder(Encoder):
         base_channels: int = 128,
         channel_multipliers: Sequence[int] = (1,),
         num_blocks: int = 2,
-        attention: str = "none",
+        attention: str | Sequence[int] = "none",
+        resolution: int | None = None,
+        middle: bool | None = None,
+        z_channels: int | None = None,
         dropout: float = 0.0,
+        gradient_checkpointing: bool = False,
     ) -> None:
-        super().__init__()
-        check_trunk(channels, patch_size, channel_multipliers, attention)
-        self.channels = channels
-        self.patch_size = patch_size
-        widths = [base_channels * multiplier for multiplier in channel_multipliers]
-        self.factor = patch_size * 2 ** (len(widths) - 1)
-        self.dim = widths[-1]
+        widths = trunk_widths(channels, base_channels, channel_multipliers, num_blocks, z_channels, patch_size)
+        levels = attention_levels(attention, len(widths), patch_size, resolution)
+        super().__init__(channels, patch_size, len(widths), gradient_checkpointing)
+        width = widths[-1]
+        self.dim = z_channels or width
+        block = partial(ResidualBlock, dropout=dropout)
+        attend = None if attention == "none" else AttentionBlock
         self.conv_in = nn.Conv2d(channels * patch_size**2, widths[0], 3, padding=1)
-        layers: list[nn.Module] = []
-        width = widths[0]
-        for level, next_width in enumerate(widths):
-            if level:
-                layers.append(Downsample(width))
-            for _ in range(num_blocks):
-                layers.append(ResidualBlock(width, next_width, dropout))
-                width = next_width
-                if attention == "last" and level == len(widths) - 1:
-                    layers.append(AttentionBlock(width))
-        if attention == "last":
-            layers += [
-                ResidualBlock(width, width, dropout),
-                AttentionBlock(width),
-                ResidualBlock(width, width, dropout),
-            ]
-        self.blocks = nn.Sequential(*layers)
+        self.blocks = nn.Sequential(
+            *coarsening_blocks(widths, num_blocks, block, levels=levels), *middle_blocks(width, block, attend, middle)
+        )
         self.norm_out = normalisation(width)
-
-    def forward(self, images: Float[Tensor, "b c H W"]) -> Float[Tensor, "b e h w"]:
-        """Features of images; the grid is the image size over `factor`."""
-        features = self.conv_in(fold_patches(images, self.patch_size))
-        return F.silu(self.norm_out(self.blocks(features)))
+        self.conv_out = nn.Conv2d(width, z_channels, 3, padding=1) if z_channels else nn.Identity()

@@ -1,6 +1,37 @@
 """Losses between images and reconstructions."""
 
-from vistok.loss.lpips import LPIPS
+from vistok.loss.adversarial import AdversarialLoss
+from vistok.loss.backbone import FrozenBackbone
+from vistok.loss.contrastive import FeatureContrast, TextContrast, info_nce
+from vistok.loss.lpips import LPIPS, LPIPSTrunk
+from vistok.loss.perceptual import PerceptualLoss, gram_distance
+from vistok.loss.pixel import LogitLaplace, focal_frequency, wavelet
 from vistok.loss.reconstruction import ReconstructionLoss
+from vistok.loss.schedule import Schedule, make_schedule
+from vistok.loss.semantic import FeatureDistillation, LatentAlignment
+from vistok.loss.term import LatentTerm, Term
+from vistok.loss.text import OpenCLIPText, TransformersText
 
-__all__ = ["LPIPS", "ReconstructionLoss"]
+__all__ = [
+    "LPIPS",
+    "AdversarialLoss",
+    "FeatureContrast",
+    "FeatureDistillation",
+    "FrozenBackbone",
+    "LPIPSTrunk",
+    "LatentAlignment",
+    "LatentTerm",
+    "LogitLaplace",
+    "OpenCLIPText",
+    "PerceptualLoss",
+    "ReconstructionLoss",
+    "Schedule",
+    "Term",
+    "TextContrast",
+    "TransformersText",
+    "focal_frequency",
+    "gram_distance",
+    "info_nce",
+    "make_schedule",
+    "wavelet",
+]

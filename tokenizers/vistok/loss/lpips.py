@@ -1,77 +1,132 @@
-"""LPIPS, the learned perceptual distance.
+"""LPIPS, the learned perceptual distance, and the networks under it.
 
 Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", 2018,
 https://arxiv.org/abs/1801.03924, version 0.1. Differences from the authors' package: no dropout before the 1x1 layers
 (theirs is active whenever a parent calls ``train()``), and no gradient to the second argument.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+import torchmetrics
+import torchvision
 from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torchvision.models import get_weight
 
+from vistok.loss.frozen import Frozen, full_precision
 from vistok.metric.weights import WeightsNotFoundError, find_weights, sha256
 
-__all__ = ["LPIPS", "WeightsNotFoundError"]
+__all__ = ["LPIPS", "LPIPSTrunk", "WeightsNotFoundError"]
 
 # Mean and standard deviation of ImageNet for images in [-1, 1] instead of [0, 1].
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
 EPSILON = 1e-10
+TORCHVISION = "torchvision"
 
 
 class _Network(NamedTuple):
-    """A trunk of torchvision: convolutions ``features.N`` by stage; the last activation of each stage is compared."""
+    """A classifier of torchvision: `taps` are the layers of its ``features`` whose outputs are compared."""
 
+    model: str
+    published: str
     file: str
-    stages: tuple[tuple[int, ...], ...]
-    paddings: tuple[int, ...]
-    first_stride: int
-    pool_size: int
-    pooled_stages: tuple[int, ...]
+    taps: tuple[int, ...]
     min_side: int
 
 
 _NETWORKS = {
-    "vgg": _Network(
-        file="vgg16_features.safetensors",
-        stages=((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28)),
-        paddings=(1, 1, 1, 1, 1),
-        first_stride=1,
-        pool_size=2,
-        pooled_stages=(1, 2, 3, 4),
-        min_side=16,
-    ),
-    "alex": _Network(
-        file="alexnet_features.safetensors",
-        stages=((0,), (3,), (6,), (8,), (10,)),
-        paddings=(2, 2, 1, 1, 1),
-        first_stride=4,
-        pool_size=3,
-        pooled_stages=(1, 2),
-        min_side=31,
+    "vgg": _Network("vgg16", "VGG16_Weights.IMAGENET1K_V1", "vgg16_features.safetensors", (3, 8, 15, 22, 29), 16),
+    "alex": _Network("alexnet", "AlexNet_Weights.IMAGENET1K_V1", "alexnet_features.safetensors", (1, 4, 7, 9, 11), 31),
+    "squeeze": _Network(
+        "squeezenet1_1",
+        "SqueezeNet1_1_Weights.IMAGENET1K_V1",
+        "squeezenet1_1_features.safetensors",
+        (1, 4, 7, 9, 10, 11, 12),
+        17,
     ),
 }
 
 
-class LPIPS(nn.Module):
-    """Perceptual distance of image pairs, frozen, in float32.
-
-    The weights are plain tensors: they follow the module to its device but are no parameters or buffers. So they are
-    in no state dict and no optimiser, DDP does not broadcast them, and casting the parent to half precision leaves
-    them alone.
+class LPIPSTrunk(Frozen):
+    """Activations of an ImageNet classifier after each of its stages, frozen, in float32.
 
     Args:
-        net: ``vgg`` (the usual training loss) or ``alex`` (the authors' choice for reporting).
-        weights: Folder with ``vgg16_features.safetensors`` and ``lpips_vgg_lin.safetensors``, or the same with
-            ``alexnet`` and ``alex``. Default: the environment variable ``VISTOK_WEIGHTS``.
+        net: ``vgg``, ``alex`` or ``squeeze``.
+        weights: Folder with ``vgg16_features.safetensors`` (or ``alexnet``, ``squeezenet1_1``), or ``torchvision`` for
+            torchvision's own weights, which are downloaded unless its cache holds them. Default: the folder of the
+            environment variable ``VISTOK_WEIGHTS``.
 
     Attributes:
+        min_side: Shortest side of an image the network takes, in pixels.
+        file: Where the weights were read.
+
+    Raises:
+        ValueError: If `net` is unknown or the file lacks a tensor.
+        WeightsNotFoundError: If the file is not there.
+    """
+
+    def __init__(self, net: str = "vgg", weights: str | Path | None = None) -> None:
+        if net not in _NETWORKS:
+            raise ValueError(f"net must be vgg, alex or squeeze, got {net!r}")
+        network = _NETWORKS[net]
+        if weights == TORCHVISION:
+            published = get_weight(network.published)
+            tensors = published.get_state_dict(check_hash=True, weights_only=True, map_location="cpu")
+            file = Path(torch.hub.get_dir(), "checkpoints", Path(published.url).name)
+        else:
+            file = _find(network.file, weights)
+            tensors = load_file(file)
+        with torch.device("meta"):
+            layers = getattr(torchvision.models, network.model)().features[: network.taps[-1] + 1]
+        names = list(layers.state_dict())
+        _refuse_missing([f"features.{name}" for name in names], tensors, file)
+        layers.load_state_dict({name: tensors[f"features.{name}"] for name in names}, assign=True)
+        super().__init__(layers)
+        self.net = net
+        self.file = file
+        self.min_side = network.min_side
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b e h2 w2"]]:
+        """Features of images in [-1, 1] with one or three channels after each stage; one channel is repeated.
+
+        Raises:
+            ValueError: If the images have another number of channels or are too small for the network.
+        """
+        if images.shape[1] not in (1, 3) or min(images.shape[2:]) < self.min_side:
+            raise ValueError(
+                f"LPIPS ({self.net}) takes images (b, 1 or 3, H, W) with sides of at least {self.min_side} pixels, "
+                f"got {tuple(images.shape)}"
+            )
+        features = []
+        with full_precision(images):
+            images = images.float()
+            shift, scale = (images.new_tensor(values).view(1, 3, 1, 1) for values in (SHIFT, SCALE))
+            activations = (images - shift) / scale
+            for number, layer in enumerate(self.network):
+                activations = layer(activations)
+                if number in _NETWORKS[self.net].taps:
+                    features.append(activations)
+        return features
+
+
+class LPIPS(Frozen):
+    """Perceptual distance of image pairs, frozen, in float32.
+
+    Args:
+        net: ``vgg`` (the usual training loss), ``alex`` (the authors' choice for reporting) or ``squeeze``.
+        weights: Folder with ``vgg16_features.safetensors`` and ``lpips_vgg_lin.safetensors``, or the same with
+            ``alexnet`` and ``alex`` or ``squeezenet1_1`` and ``squeeze``; or ``torchvision`` for torchvision's own
+            network, which is downloaded unless its cache holds it, under the 1x1 layers that come with torchmetrics.
+            Default: the folder of the environment variable ``VISTOK_WEIGHTS``.
+
+    Attributes:
+        trunk: The network without the 1x1 layers.
         min_side: Shortest side of an image the network takes, in pixels.
         protocol: Network, files and their SHA-256, to be written beside every number.
 
@@ -81,27 +136,22 @@ class LPIPS(nn.Module):
     """
 
     def __init__(self, net: str = "vgg", weights: str | Path | None = None) -> None:
-        super().__init__()
-        if net not in _NETWORKS:
-            raise ValueError(f"net must be vgg or alex, got {net!r}")
-        self.net = net
-        self._network = _NETWORKS[net]
-        self.min_side = self._network.min_side
-        features_file = find_weights(self._network.file, weights)
-        linear_file = find_weights(f"lpips_{net}_lin.safetensors", weights)
-        layers = [layer for stage in self._network.stages for layer in stage]
-        names = [f"features.{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
-        self._weights = _take(load_file(features_file), names, features_file)
-        self._weights |= _take(load_file(linear_file), [f"lin{i}.model.1.weight" for i in range(5)], linear_file)
+        trunk = LPIPSTrunk(net, weights)
+        if weights == TORCHVISION:
+            file = Path(torchmetrics.__file__).parent / f"functional/image/lpips_models/{net}.pth"
+            tensors = torch.load(file, map_location="cpu", weights_only=True)
+        else:
+            file = _find(f"lpips_{net}_lin.safetensors", weights)
+            tensors = load_file(file)
+        names = [f"lin{stage}.model.1.weight" for stage in range(len(_NETWORKS[net].taps))]
+        _refuse_missing(names, tensors, file)
+        super().__init__(nn.ParameterList(tensors[name] for name in names))
+        self.trunk = trunk
+        self.min_side = trunk.min_side
         self.protocol = {
             "network": f"LPIPS v0.1, {net}",
-            "weights": {file.name: sha256(file) for file in (features_file, linear_file)},
+            "weights": {path.name: sha256(path) for path in (trunk.file, file)},
         }
-        self.train(False)
-
-    def train(self, mode: bool = True) -> "LPIPS":
-        """Stay in evaluation mode whatever the parent does."""
-        return super().train(False)
 
     def forward(self, images: Float[Tensor, "b c h w"], targets: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
         """Distance of each pair, in float32.
@@ -113,48 +163,36 @@ class LPIPS(nn.Module):
         Raises:
             ValueError: If the images have another number of channels or are too small for the network.
         """
-        if images.shape[1] not in (1, 3) or min(images.shape[2:]) < self.min_side:
-            raise ValueError(
-                f"LPIPS ({self.net}) takes images (b, 1 or 3, H, W) with sides of at least {self.min_side} pixels, "
-                f"got {tuple(images.shape)}"
-            )
-        with torch.autocast(images.device.type, enabled=False):
-            with torch.no_grad():
-                target_features = self._features(targets.float())
-            distances = images.new_zeros(len(images), dtype=torch.float32)
-            for stage, (ours, theirs) in enumerate(zip(self._features(images.float()), target_features, strict=True)):
-                weight = self._weights[f"lin{stage}.model.1.weight"]
-                distances = distances + F.conv2d((ours - theirs).square(), weight).mean((1, 2, 3))
+        with torch.no_grad():
+            target_features = self.trunk(targets)
+        return self.distance(self.trunk(images), target_features)
+
+    def distance(
+        self, features: Sequence[Float[Tensor, "b _ _ _"]], target_features: Sequence[Float[Tensor, "b _ _ _"]]
+    ) -> Float[Tensor, " b"]:
+        """Distance of each pair of images of which `trunk` made these features."""
+        distances = features[0].new_zeros(len(features[0]))
+        weights = self.network.parameters()
+        with full_precision(distances):
+            for ours, theirs, weight in zip(features, target_features, weights, strict=True):
+                error = (_unit_length(ours) - _unit_length(theirs)).square()
+                distances = distances + F.conv2d(error, weight).mean((1, 2, 3))
         return distances
 
-    def _features(self, images: Tensor) -> list[Tensor]:
-        network, taps = self._network, []
-        shift, scale = (images.new_tensor(values).view(1, 3, 1, 1) for values in (SHIFT, SCALE))
-        features = (images - shift) / scale
-        for stage, layers in enumerate(network.stages):
-            if stage in network.pooled_stages:
-                features = F.max_pool2d(features, network.pool_size, stride=2)
-            for layer in layers:
-                features = F.conv2d(
-                    features,
-                    self._weights[f"features.{layer}.weight"],
-                    self._weights[f"features.{layer}.bias"],
-                    stride=network.first_stride if layer == 0 else 1,
-                    padding=network.paddings[stage],
-                ).relu()
-            # vector_norm, unlike the square root of a sum, has a finite gradient where all channels are zero.
-            taps.append(features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + EPSILON))
-        return taps
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LPIPS":
-        super()._apply(fn, recurse)
-        # Take the device of what the parent asked for, never its dtype.
-        self._weights = {name: weight.to(fn(weight).device) for name, weight in self._weights.items()}
-        return self
+def _unit_length(features: Tensor) -> Tensor:
+    # vector_norm, unlike the square root of a sum, has a finite gradient where all channels are zero.
+    return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + EPSILON)
 
 
-def _take(tensors: Mapping[str, Tensor], names: list[str], file: Path) -> dict[str, Tensor]:
+def _find(name: str, weights: str | Path | None) -> Path:
+    try:
+        return find_weights(name, weights)
+    except WeightsNotFoundError as error:
+        raise WeightsNotFoundError(f"{error}, or pass weights='torchvision' to download what is missing") from None
+
+
+def _refuse_missing(names: Sequence[str], tensors: dict[str, Tensor], file: Path) -> None:
     missing = [name for name in names if name not in tensors]
     if missing:
         raise ValueError(f"{file} lacks {len(missing)} tensors, the first is {missing[0]}; it has {sorted(tensors)}")
-    return {name: tensors[name].float() for name in names}
