@@ -22,7 +22,7 @@ def videos(frames, height=16, width=24, channels=3):
 
 
 def test_features_and_frames_are_those_of_cosmos():
-    # Computed with diffusers 0.36, CosmosEncoder3d and CosmosDecoder3d, from the same weights.
+    # Computed with diffusers 0.42.1, CosmosEncoder3d and CosmosDecoder3d, from the same weights.
     encoder = fill(Causal3DEncoder(**TINY))
     decoder = fill(Causal3DDecoder(**TINY | {"num_blocks": 2}))
     features = encoder(waves(1, 3, 9, 32, 48))

@@ -56,6 +56,14 @@ def test_the_decoder_gives_images_of_the_size_that_the_encoder_took(patch_size, 
     assert decoder(features, size=(24, 16)).shape == (2, channels, 24, 16)
 
 
+def test_without_a_factor_every_level_changes_the_grid():
+    arguments = {**TINY, "channel_multipliers": (1, 1, 1), "factor": None, "z_channels": None}
+    decoder = CosmosDecoder(**arguments)
+    encoder = CosmosEncoder(**arguments | {"z_channels": decoder.dim})
+    assert encoder.factor == decoder.factor == 16
+    assert decoder(encoder(torch.randn(1, 3, 32, 16))).shape == (1, 3, 32, 16)
+
+
 @pytest.mark.parametrize("attention", ["none", "middle", "last"])
 def test_every_parameter_gets_a_gradient(attention):
     parts = CosmosEncoder(**TINY, attention=attention), CosmosDecoder(**TINY, attention=attention)

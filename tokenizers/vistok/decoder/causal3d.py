@@ -32,14 +32,15 @@ class Causal3DDecoder(Decoder):
         channels: Channels of an image.
         patch_size: Side of the patches in pixels, and frames per patch after the first frame if ``time_factor > 1``.
         patching: ``haar``: means and differences; ``fold``: depth to space; ``none``, with ``patch_size=1``.
-        factor: Pixels per feature along each spatial axis, `patch_size` times a power of 2.
+        factor: Pixels per feature along each spatial axis, `patch_size` times a power of 2; null: every level but the
+            coarsest doubles the grid.
         time_factor: Frames per feature after the first frame: 1, or `patch_size` times a power of 2.
         base_channels: Unit of `channel_multipliers`.
         channel_multipliers: Channels of each level from finest to coarsest, in units of `base_channels`.
         num_blocks: Residual blocks per level.
         attention: Self-attention within each frame and over time: ``none``; ``middle`` of the trunk; or ``last`` for
             the middle and the coarsest level.
-        z_channels: Channels of the features.
+        z_channels: Channels of the features; null: those of the coarsest level.
         dropout: Dropout rate inside the residual blocks.
         gradient_checkpointing: Compute the activations of each block again in the backward pass.
     """
@@ -51,13 +52,13 @@ class Causal3DDecoder(Decoder):
         channels: int = 3,
         patch_size: int = 4,
         patching: str = "haar",
-        factor: int = 8,
+        factor: int | None = 8,
         time_factor: int = 4,
         base_channels: int = 128,
         channel_multipliers: Sequence[int] = (2, 4, 4),
         num_blocks: int = 3,
         attention: str = "middle",
-        z_channels: int = 16,
+        z_channels: int | None = 16,
         dropout: float = 0.0,
         gradient_checkpointing: bool = False,
     ) -> None:
@@ -67,10 +68,10 @@ class Causal3DDecoder(Decoder):
         space = halvings("factor", factor, patch_size, len(widths))
         time = time_halvings(time_factor, patch_size, len(widths))
         self.channels = channels
-        self.factor = factor
+        self.factor = patch_size << space
         self.time_factor = time_factor
         self.gradient_checkpointing = gradient_checkpointing
-        self.dim = z_channels
+        self.dim = z_channels or widths[-1]
         self.patches = VideoPatches(patch_size, patching, time=time_factor > 1)
         block = partial(CausalResidualBlock, dropout=dropout)
         attend = None if attention == "none" else causal_attention
@@ -82,7 +83,7 @@ class Causal3DDecoder(Decoder):
         steps = iter(
             (space_start <= step < space_start + space, time_start <= step < time_start + time) for step in range(last)
         )
-        self.conv_in = causal_convolution(z_channels, widths[-1])
+        self.conv_in = causal_convolution(self.dim, widths[-1])
         self.blocks = nn.ModuleList(
             [
                 *middle_blocks(widths[-1], block, attend, middle=True),

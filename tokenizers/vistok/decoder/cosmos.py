@@ -28,13 +28,14 @@ class CosmosDecoder(ConvolutionalDecoder):
         channels: Channels of an image.
         patch_size: Side of the patches, in pixels.
         patching: ``haar``: means and differences; ``fold``: depth to space; ``none``, with ``patch_size=1``.
-        factor: Pixels per feature along each axis, `patch_size` times a power of 2.
+        factor: Pixels per feature along each axis, `patch_size` times a power of 2; null: every level but the
+            coarsest doubles the grid.
         base_channels: Unit of `channel_multipliers`, a multiple of 32.
         channel_multipliers: Channels of each level from finest to coarsest, in units of `base_channels`.
         num_blocks: Residual blocks per level.
         attention: ``none``, ``middle``, ``last`` or a list of resolutions, as for `vistok.encoder.CNNEncoder`.
         image_size: Side of the images that a list of resolutions is stated for, in pixels.
-        z_channels: Channels of the features.
+        z_channels: Channels of the features; null: those of the coarsest level.
         dropout: Dropout rate inside the residual blocks.
         gradient_checkpointing: Compute the activations of each block again in the backward pass.
     """
@@ -44,13 +45,13 @@ class CosmosDecoder(ConvolutionalDecoder):
         channels: int = 3,
         patch_size: int = 4,
         patching: str = "haar",
-        factor: int = 16,
+        factor: int | None = 16,
         base_channels: int = 128,
         channel_multipliers: Sequence[int] = (2, 4, 4),
         num_blocks: int = 3,
         attention: str | Sequence[int] = "middle",
         image_size: int | None = None,
-        z_channels: int = 256,
+        z_channels: int | None = 256,
         dropout: float = 0.0,
         gradient_checkpointing: bool = False,
     ) -> None:
@@ -59,13 +60,13 @@ class CosmosDecoder(ConvolutionalDecoder):
         count = halvings("factor", factor, patch_size, len(widths))
         levels = attention_levels(attention, len(widths), patch_size, image_size)
         super().__init__(channels, 1, 1, gradient_checkpointing)
-        self.factor = factor
+        self.factor = patch_size << count
         self.from_patches = partial(from_patches, patch_size=patch_size, patching=patching)
-        self.dim = z_channels
+        self.dim = z_channels or widths[-1]
         block = partial(ResidualBlock, dropout=dropout)
         attend = None if attention == "none" else AttentionBlock
         steps = iter([Upsample] * count + [nn.Identity] * (len(widths) - 1 - count))
-        self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)
+        self.conv_in = nn.Conv2d(self.dim, widths[-1], 3, padding=1)
         self.blocks = nn.Sequential(
             *middle_blocks(widths[-1], block, attend, middle=True),
             *refining_blocks(widths, num_blocks, block, lambda width: next(steps)(width), levels=levels),

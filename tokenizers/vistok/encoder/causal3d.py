@@ -38,7 +38,8 @@ class Causal3DEncoder(Encoder):
         channels: Channels of an image.
         patch_size: Side of the patches in pixels, and frames per patch after the first frame if ``time_factor > 1``.
         patching: ``haar``: means and differences; ``fold``: space to depth; ``none``, with ``patch_size=1``.
-        factor: Pixels per feature along each spatial axis, `patch_size` times a power of 2.
+        factor: Pixels per feature along each spatial axis, `patch_size` times a power of 2; null: every level but the
+            coarsest halves the grid.
         time_factor: Frames per feature after the first frame: 1, or `patch_size` times a power of 2.
         base_channels: Unit of `channel_multipliers`.
         channel_multipliers: Channels of each level, in units of `base_channels`.
@@ -57,7 +58,7 @@ class Causal3DEncoder(Encoder):
         channels: int = 3,
         patch_size: int = 4,
         patching: str = "haar",
-        factor: int = 8,
+        factor: int | None = 8,
         time_factor: int = 4,
         base_channels: int = 128,
         channel_multipliers: Sequence[int] = (2, 4, 4),
@@ -73,7 +74,7 @@ class Causal3DEncoder(Encoder):
         space = halvings("factor", factor, patch_size, len(widths))
         time = time_halvings(time_factor, patch_size, len(widths))
         self.channels = channels
-        self.factor = factor
+        self.factor = patch_size << space
         self.time_factor = time_factor
         self.gradient_checkpointing = gradient_checkpointing
         self.dim = z_channels

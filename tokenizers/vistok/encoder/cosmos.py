@@ -32,7 +32,8 @@ class CosmosEncoder(ConvolutionalEncoder):
         channels: Channels of an image.
         patch_size: Side of the patches, in pixels.
         patching: ``haar``: means and differences; ``fold``: space to depth; ``none``, with ``patch_size=1``.
-        factor: Pixels per feature along each axis, `patch_size` times a power of 2.
+        factor: Pixels per feature along each axis, `patch_size` times a power of 2; null: every level but the
+            coarsest halves the grid.
         base_channels: Unit of `channel_multipliers`, a multiple of 32.
         channel_multipliers: Channels of each level, in units of `base_channels`.
         num_blocks: Residual blocks per level.
@@ -48,7 +49,7 @@ class CosmosEncoder(ConvolutionalEncoder):
         channels: int = 3,
         patch_size: int = 4,
         patching: str = "haar",
-        factor: int = 16,
+        factor: int | None = 16,
         base_channels: int = 128,
         channel_multipliers: Sequence[int] = (2, 4, 4),
         num_blocks: int = 2,
@@ -63,7 +64,7 @@ class CosmosEncoder(ConvolutionalEncoder):
         count = halvings("factor", factor, patch_size, len(widths))
         levels = attention_levels(attention, len(widths), patch_size, image_size)
         super().__init__(channels, 1, 1, gradient_checkpointing)
-        self.factor = factor
+        self.factor = patch_size << count
         self.to_patches = partial(to_patches, patch_size=patch_size, patching=patching)
         self.dim = z_channels
         block = partial(ResidualBlock, dropout=dropout)

@@ -15,7 +15,6 @@ from torch import Tensor
 from typing_extensions import override
 
 from vistok.encoder.base import Encoder
-from vistok.metric.weights import find_weights
 
 HUB = "hub"
 
@@ -122,7 +121,7 @@ class TimmEncoder(Encoder):
 
 def create(name: str, channels: int, pretrained: bool, weights: str | None) -> Any:
     """A model of timm without its classifier, see `TimmEncoder`."""
-    # Imported late: loading a tokenizer without it takes a fraction of the time.
+    # Imported late: a tokenizer without it loads in a fraction of the time.
     import timm
 
     if not timm.is_model(name):
@@ -139,6 +138,9 @@ def create(name: str, channels: int, pretrained: bool, weights: str | None) -> A
 
 def read(name: str, weights: str | None) -> dict[str, Tensor]:
     """Pretrained weights from a local file, see `TimmEncoder`; nothing in it is executed."""
+    # Imported late: the package of the metrics is not needed to load a tokenizer.
+    from vistok.metric.weights import find_weights
+
     path = Path(weights).expanduser() if weights is not None else None
     if path is None or not path.is_file():
         path = find_weights(f"{name}.safetensors", path)

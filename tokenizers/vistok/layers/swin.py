@@ -17,7 +17,7 @@ def swin_blocks(
     Grids that are no multiple of the window are padded at the right and bottom, and no window is shifted along an axis
     that it covers.
     """
-    # Imported late: loading a tokenizer without it takes a fraction of the time.
+    # Imported late: a tokenizer without it loads in a fraction of the time.
     from torchvision.models.swin_transformer import SwinTransformerBlock
 
     return [

@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
-from timm.layers.mlp import Mlp
-from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from vistok.layers import recompute
@@ -76,6 +74,8 @@ class LearnedPositions(nn.Module):
 
     def forward(self, grid: tuple[int, int]) -> Float[Tensor, "n e"]:
         """Positions of the prefix and of a grid in raster order."""
+        from timm.layers.pos_embed import resample_abs_pos_embed
+
         return resample_abs_pos_embed(self.table[None], list(grid), list(self.grid), self.num_prefix_tokens)[0]
 
 
@@ -139,6 +139,9 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, width: int, num_heads: int, mlp_ratio: float, activation: str, qkv_bias: bool) -> None:
         super().__init__()
+        # timm takes seconds to import: only where it is used, not with vistok.
+        from timm.layers.mlp import Mlp
+
         self.norm1 = nn.LayerNorm(width)
         self.attention = SelfAttention(width, num_heads, qkv_bias)
         self.norm2 = nn.LayerNorm(width)

@@ -86,18 +86,20 @@ def inverse_haar(bands: Float[Tensor, "b e *half"]) -> Float[Tensor, "b c *size"
     return parts[0]
 
 
-def halvings(name: str, factor: int, patch_size: int, num_levels: int) -> int:
+def halvings(name: str, factor: int | None, patch_size: int, num_levels: int) -> int:
     """How often a trunk of `num_levels` behind patches halves its grid.
 
     Args:
         name: What the caller names `factor`.
-        factor: Pixels or frames per feature along an axis.
+        factor: Pixels or frames per feature along an axis; None: each level but the last halves the grid.
         patch_size: Pixels or frames per patch.
         num_levels: Resolutions of the trunk; some may be equal.
 
     Raises:
         ValueError: If `factor` is not `patch_size` times a power of 2, or there are too few levels.
     """
+    if factor is None:
+        return num_levels - 1
     ratio, rest = divmod(factor, patch_size)
     if rest or ratio < 1 or ratio & (ratio - 1):
         raise ValueError(
