@@ -13,7 +13,7 @@ from vistok.config import config_of
 from vistok.decoder import CNNDecoder, MaskGITDecoder, TiTokDecoder
 from vistok.encoder import TiTokEncoder
 from vistok.layers.transformer import TransformerBlock
-from vistok.quantizer import BSQ, FSQ, VectorQuantizer
+from vistok.quantizer import BSQ, FSQ, ResidualQuantizer, VectorQuantizer
 
 TINY = {"patch_size": 8, "image_size": 16, "num_tokens": 5, "width": 16, "depth": 2, "num_heads": 2}
 
@@ -247,3 +247,21 @@ def test_the_original_program_gives_the_same_indices_and_images(name):
     if not extra:
         images = tokenizer.decode_indices(quantized.indices)
         torch.testing.assert_close(images, golden["io.decoded"], rtol=0, atol=1e-5)
+
+
+def test_the_first_tokens_of_a_sequence_are_codes_too():
+    sizes = {"image_size": 32, "patch_size": 8, "num_tokens": 6, "width": 32, "depth": 1, "num_heads": 2}
+    stack = ResidualQuantizer(VectorQuantizer(16, 4), depth=2)
+    preprocessing = {"size": [32, 32]}
+    tokenizer = vistok.Tokenizer(
+        TiTokEncoder(**sizes), stack, TiTokDecoder(**sizes), preprocessing=preprocessing
+    ).eval()
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    whole, short = tokenizer.encode(images), tokenizer.encode(images, length=4)
+    assert torch.equal(short.indices, whole.indices[:, :4])
+    assert torch.equal(short.codes, whole.codes[..., :4])
+    ids = tokenizer.flatten(short.indices)
+    assert torch.equal(tokenizer.unflatten(ids), short.indices)
+    assert tokenizer.decode_indices(short.indices).shape == images.shape
+    with pytest.raises(ValueError, match="length must lie between 1 and 6, got 7"):
+        tokenizer.encode(images, length=7)

@@ -15,8 +15,12 @@ from vistok.config import Configurable
 from vistok.decoder.base import Decoder
 from vistok.encoder.base import Encoder
 from vistok.quantizer.base import Quantized, Quantizer
+from vistok.quantizer.stages import check_length
 
 log = logging.getLogger(__name__)
+
+# Lengths that an error lists one by one.
+MAX_NAMED = 16
 
 
 class Projection(nn.Linear):
@@ -178,8 +182,8 @@ class Tokenizer(Configurable, nn.Module):
         Args:
             images: ``(b c H W)`` in [-1, 1]; H and W are multiples of `factor`.
             labels: Only for class-specific quantizers.
-            length: Keep only the first parts of each code: depths of a residual stack, groups, scales of a pyramid.
-                The losses are those of the whole code.
+            length: Keep only the first parts of each code: tokens of a sequence, depths of a residual stack, groups,
+                scales of a pyramid. The losses are those of the whole code.
 
         Raises:
             ValueError: If the images have another layout, number of channels, dtype or size, or `length` is given in
@@ -194,9 +198,17 @@ class Tokenizer(Configurable, nn.Module):
                 "that shortens codes, see its dropout"
             )
         grid = self.grid(images.shape[2:])
-        indices = self.quantizer.shorten(quantized.indices, length, grid)
+        if self._is_cut_by_tokens(grid):
+            check_length(length, *grid)
+            indices = quantized.indices[:, :length]
+        else:
+            indices = self.quantizer.shorten(quantized.indices, length, grid)
         codes = self.quantizer.indices_to_codes(indices, grid).to(quantized.codes.dtype)
         return Quantized(codes, indices, quantized.losses)
+
+    def _is_cut_by_tokens(self, grid: Sequence[int]) -> bool:
+        """Whether shorter codes are the first tokens of a sequence, not the first parts of every position."""
+        return self.encoder.layout == "sequence" and not self.scale_lengths(grid)
 
     def labels_of(self, batch: Mapping[str, Any]) -> Int[Tensor, " b"] | None:
         """The class labels of a batch, for quantizers that accept them; None for others and where there are none."""
@@ -323,7 +335,8 @@ class Tokenizer(Configurable, nn.Module):
     ) -> Int[Tensor, "b ..."]:
         """Inverse of `flatten` for images of `size` pixels (default: the training size).
 
-        A shorter sequence is one of shortened codes: whole depths of each position, or whole scales.
+        Shorter sequences are those of shortened codes: the first tokens of a sequence, whole depths of each position, or
+        whole scales.
 
         Raises:
             ValueError: If the length does not fit the size.
@@ -332,7 +345,10 @@ class Tokenizer(Configurable, nn.Module):
         shapes = self._shapes(self.grid(size))
         shape = next((shape for shape in shapes if ids.ndim == 2 and math.prod(shape) == ids.shape[1]), None)
         if shape is None:
-            lengths = " or ".join(str(math.prod(shape)) for shape in shapes)
+            allowed = [str(math.prod(shape)) for shape in shapes]
+            lengths = (
+                " or ".join(allowed) if len(allowed) <= MAX_NAMED else f"{allowed[0]}, {allowed[1]}, ... {allowed[-1]}"
+            )
             raise ValueError(
                 f"ids must be (b, {lengths}) for images of {self._size(size)} pixels, "
                 f"got {tuple(ids.shape)}: pass the size"
@@ -343,6 +359,8 @@ class Tokenizer(Configurable, nn.Module):
     def _shapes(self, grid: Sequence[int]) -> list[tuple[int, ...]]:
         """Shapes of the indices of one image: those of its first parts, from one to all."""
         *positions, last = whole = self.quantizer.indices_shape(grid)
+        if self._is_cut_by_tokens(grid):
+            return [(length, *whole[1:]) for length in range(1, whole[0] + 1)]
         if scales := self.scale_lengths(grid):
             return [(length, *whole[1:]) for length in accumulate(scales)]
         if self.quantizer.num_codebooks > 1:
