@@ -335,7 +335,7 @@ class Tokenizer(Configurable, nn.Module):
     ) -> Int[Tensor, "b ..."]:
         """Inverse of `flatten` for images of `size` pixels (default: the training size).
 
-        Shorter sequences are those of shortened codes: the first tokens of a sequence, whole depths of each position, or
+        Shorter sequences are those of shortened codes: first tokens of a sequence, whole depths of each position, or
         whole scales.
 
         Raises:
