@@ -2,6 +2,8 @@
 
     python benchmarks/collapse.py                                     the whole grid: hours on two cores
     python benchmarks/collapse.py --methods vq simvq --sizes 1024     a part of it; results are added to the file
+    python benchmarks/collapse.py --methods fvq --sizes 4096 --steps 1000 --change init=normal --output /tmp/fvq
+                                                                      what a result depends on; one change at a time
 
 Every run has the same seed, initial encoder and decoder, batches and schedule; only the quantizer differs, and of its
 config only what `overrides` says. A result is kept in the JSON file and not computed again while its settings and the
@@ -10,7 +12,6 @@ quantizer's config stay the same, so the study can be interrupted at any time.
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -35,18 +36,16 @@ from vistok.training.module import clear_moments, mean_squared_correlation
 from vistok.training.schedule import cosine
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 SIZES = (256, 1024, 4096, 16384, 65536)
 TABLES = (
     *("vq", "vq_cosine", "vq_ema", "vq_rotation", "vq_lc", "simvq", "fvq", "ibq"),
     *("optvq", "cvq", "gumbel", "vq_kd", "dual_vq"),
 )
-# Their codes lie in a fixed range and cannot move, so the features start whitened, in that range, as they do in
-# training. Tables move to the features.
-FIXED = ("fsq", "lfq", "bsq")
-METHODS = (*TABLES, *FIXED)
+METHODS = (*TABLES, "fsq", "lfq", "bsq")
 # Channels of a code. The largest dot product is always one with a corner of the convex hull of the codes, and few codes
 # are corners in few dimensions: of 4096 normal codes a normal feature chooses 18 % with 8 channels, 98 % with 64.
-DIMS = {"ibq": 64}
+DIMS = {"ibq": 64, "gumbel": 64}
 # Table 1 of https://arxiv.org/abs/2309.15505.
 LEVELS = {256: [8, 6, 5], 1024: [8, 5, 5, 5], 4096: [7, 5, 5, 5, 5], 16384: [8, 8, 8, 6, 5], 65536: [8, 8, 8, 5, 5, 5]}
 CURVE_SIZE = 16384
@@ -71,8 +70,9 @@ class Settings:
         decorrelation: Weight of the squared correlation between channels that enter the quantizer, as in training.
         lr: Peak learning rate of Adam, with linear warm-up and half a cosine.
         warmup: Steps of the warm-up.
-        tokens_per_code: Tokens per code in the usage set after training.
-        curve_tokens_per_code: The same for the points of the curves.
+        usage_tokens: Tokens on which usage is counted after training. Papers count on millions: with few tokens per
+            code, rare codes look dead.
+        curve_tokens: The same for the points of the curves.
         measurements: Points of the curves after the start.
         seed: Of weights and crops.
     """
@@ -87,8 +87,8 @@ class Settings:
     decorrelation: float = 0.02
     lr: float = 1e-3
     warmup: int = 20
-    tokens_per_code: int = 8
-    curve_tokens_per_code: int = 2
+    usage_tokens: int = 2**19
+    curve_tokens: int = 2**16
     measurements: int = 4
     seed: int = 0
 
@@ -96,10 +96,6 @@ class Settings:
     def tokens_per_crop(self) -> int:
         """Tokens of one crop."""
         return (self.crop // self.patch) ** 2
-
-    def usage_crops(self, size: int, tokens_per_code: int) -> int:
-        """Crops of a usage set: so many tokens per code, and at least one training batch."""
-        return max(self.batch_size, math.ceil(tokens_per_code * size / self.tokens_per_crop))
 
 
 def overrides(method: str, size: int, dim: int) -> dict[str, Any]:
@@ -125,10 +121,11 @@ def overrides(method: str, size: int, dim: int) -> dict[str, Any]:
     raise ValueError(f"no {method} with {size} codes in this study; methods are {', '.join(METHODS)}")
 
 
-def quantizer_config(method: str, size: int, dim: int) -> dict[str, Any]:
-    """Config of a quantizer with the overrides of the study."""
+def quantizer_config(method: str, size: int, dim: int, changes: Sequence[str] = ()) -> dict[str, Any]:
+    """Config of a quantizer with the overrides of the study and further changes, KEY=VALUE."""
     config = OmegaConf.load(ROOT / "configs" / "quantizer" / f"{method}.yaml")
-    config = OmegaConf.to_container(OmegaConf.merge(config, overrides(method, size, dim)), resolve=True)
+    config = OmegaConf.merge(config, overrides(method, size, dim), OmegaConf.from_dotlist(list(changes)))
+    config = OmegaConf.to_container(config, resolve=True)
     assert isinstance(config, dict)
     return {str(key): value for key, value in config.items()}
 
@@ -182,31 +179,29 @@ def measure(tokenizer: vistok.Tokenizer, usage_set: Tensor) -> dict[str, float]:
     originals = held_out_tiles(usage_set.shape[-1])
     images = tokenizer(originals).images
     tokenizer.train()
-    names = ("utilisation", "perplexity", "expected_uniform_utilisation")
-    return {name: float(usage[name]) for name in names} | {
+    return {name: float(usage[name]) for name in ("utilisation", "perplexity")} | {
         "mse": F.mse_loss(images, originals).item(),
         "psnr": psnr(images, originals).mean().item(),
     }
 
 
-def train(config: dict[str, Any], size: int, settings: Settings, whiten: bool) -> dict[str, Any]:
+def train(config: dict[str, Any], size: int, settings: Settings) -> dict[str, Any]:
     """Train one tokenizer and measure it along the way.
 
     Args:
         config: Of the quantizer.
         size: Number of codes it was asked for.
         settings: What all runs have in common.
-        whiten: Whether the features start whitened.
     """
     begin = time.perf_counter()
     tokenizer = make_tokenizer(config, settings).train()
     quantizer = tokenizer.quantizer
-    final_set = crops(0, settings.usage_crops(size, settings.tokens_per_code), settings.crop, settings.seed + 1)
-    curve_set = final_set[: settings.usage_crops(size, settings.curve_tokens_per_code)]
+    final_set = crops(0, settings.usage_tokens // settings.tokens_per_crop, settings.crop, settings.seed + 1)
+    curve_set = final_set[: settings.curve_tokens // settings.tokens_per_crop]
     # Tables that start from features get one for each code, as many steps of a larger batch would give them.
     first = crops(0, max(settings.batch_size, 1 + size // settings.tokens_per_crop), settings.crop, settings.seed + 2)
-    if whiten:
-        tokenizer.whiten_projection(first)
+    # As in training. Otherwise most features start as copies of one direction, which few codes are close to.
+    tokenizer.whiten_projection(first)
     with torch.no_grad():
         tokenizer(first)
     quantizer.discard()
@@ -251,13 +246,12 @@ def write(path: Path, results: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
-def report(results: dict[str, Any]) -> str:
-    """Tables of utilisation, perplexity and PSNR, methods by sizes, in Markdown."""
+def report(results: dict[str, Any], changes: Sequence[str] = ()) -> str:
+    """Tables of utilisation, perplexity and PSNR, methods by sizes, in Markdown; `changes` as in `quantizer_config`."""
     methods = [method for method in METHODS if any(key.startswith(f"{method}/") for key in results)]
     sizes = sorted({int(key.split("/")[1]) for key in results})
     settings = Settings(**next(iter(results.values()))["settings"])
-    tokens = {size: settings.usage_crops(size, settings.tokens_per_code) * settings.tokens_per_crop for size in sizes}
-    uniform = {size: -math.expm1(tokens[size] * math.log1p(-1 / size)) for size in sizes}
+    further = f", and {' '.join(changes)}" if changes else ""
     exceptions = ", ".join(f"dim = {dim} for {name}" for name, dim in DIMS.items())
     lines = [
         "# Codebook collapse",
@@ -268,16 +262,11 @@ def report(results: dict[str, Any]) -> str:
         f"learning rate {settings.lr:g}, mean squared error; seed, initial weights and batches are those of every run. "
         f"Quantizers are `configs/quantizer/*.yaml` with nothing overridden but the size of the codebook and "
         f"dim = {settings.dim} ({exceptions}, whose dot product reaches few codes in few dimensions), and "
-        f"decay = {DECAY} of {', '.join(AVERAGING)}, whose averages over 100 steps would be long for the study. The "
-        "features of "
-        f"{', '.join(FIXED)} start whitened. Usage is counted on crops of the training photographs that training has "
-        "not seen; PSNR is the mean over tiles of three held-out photographs. FSQ has the levels of its paper's Table "
-        "1, whose products are close to the sizes.",
-        "",
-        "| codes | " + " | ".join(map(str, sizes)) + " |",
-        "|---|" + "---:|" * len(sizes),
-        "| tokens of the usage set | " + " | ".join(str(tokens[size]) for size in sizes) + " |",
-        "| utilisation of uniform draws | " + " | ".join(f"{uniform[size]:.1%}" for size in sizes) + " |",
+        f"decay = {DECAY} of {', '.join(AVERAGING)}, whose averages over 100 steps would be long for the study"
+        f"{further}. "
+        f"Features start whitened, as in training. Usage is counted on {settings.usage_tokens} tokens of crops of the "
+        "training photographs that training has not seen; PSNR is the mean over tiles of three held-out photographs. "
+        "FSQ has the levels of its paper's Table 1, whose products are close to the sizes.",
     ]
     for title, name, form in (
         ("Utilisation", "utilisation", "{:.1%}"),
@@ -330,20 +319,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, metavar="METHOD")
     parser.add_argument("--sizes", nargs="+", type=int, choices=SIZES, default=SIZES, metavar="K")
     parser.add_argument("--steps", type=int, default=Settings.steps)
+    parser.add_argument("--batch-size", type=int, default=Settings.batch_size)
+    parser.add_argument("--usage-tokens", type=int, default=Settings.usage_tokens)
+    parser.add_argument("--change", nargs="+", default=(), metavar="KEY=VALUE", help="in the config of the quantizer")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    settings = Settings(steps=options.steps)
+    settings = Settings(steps=options.steps, batch_size=options.batch_size, usage_tokens=options.usage_tokens)
+    if options.output == RESULTS and (options.change or settings != Settings()):
+        parser.error("runs with other settings than the study's need a folder of their own: add --output FOLDER")
     path = options.output / "collapse.json"
     results = load(path)
     for size in options.sizes:
         for method in options.methods:
-            config, whiten = quantizer_config(method, size, settings.dim), method in FIXED
-            setup = {"settings": asdict(settings), "quantizer": config, "whiten": whiten}
+            config = quantizer_config(method, size, settings.dim, options.change)
+            setup = {"settings": asdict(settings), "quantizer": config}
             earlier = results.get(f"{method}/{size}", {})
             if {key: earlier.get(key) for key in setup} != setup:
-                results[f"{method}/{size}"] = {**setup, **train(config, size, settings, whiten)}
+                results[f"{method}/{size}"] = {**setup, **train(config, size, settings)}
                 write(path, results)
             result = results[f"{method}/{size}"]
             final = result["final"]
@@ -352,7 +346,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"perplexity {final['perplexity']:6.0f}  PSNR {final['psnr']:5.2f} dB  {result['seconds']:5.0f} s",
                 soft_wrap=True,
             )
-    path.with_suffix(".md").write_text(report(results))
+    path.with_suffix(".md").write_text(report(results, options.change))
     plot(results, path.with_suffix(".png"))
 
 

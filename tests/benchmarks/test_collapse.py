@@ -47,7 +47,8 @@ def test_encoder_and_decoder_start_alike_for_every_quantizer(collapse):
 
 
 def test_a_second_call_computes_nothing_again_and_a_changed_setting_does(collapse, tmp_path, monkeypatch):
-    arguments = ["--methods", "fsq", "--sizes", "256", "--steps", "2", "--threads", "1", "--output", str(tmp_path)]
+    arguments = ["--methods", "fsq", "--sizes", "256", "--steps", "2", "--usage-tokens", "4096", "--threads", "1"]
+    arguments += ["--output", str(tmp_path)]
     collapse.main(arguments)
     first = json.loads((tmp_path / "collapse.json").read_text())
     curve = first["fsq/256"]["curve"]
@@ -58,10 +59,24 @@ def test_a_second_call_computes_nothing_again_and_a_changed_setting_does(collaps
     assert (tmp_path / "collapse.png").stat().st_size > 0
 
     trained = []
-    monkeypatch.setattr(
-        collapse, "train", lambda config, size, settings, whiten: trained.append(settings) or first["fsq/256"]
-    )
+    monkeypatch.setattr(collapse, "train", lambda config, size, settings: trained.append(settings) or first["fsq/256"])
     collapse.main(arguments)
     assert not trained
     collapse.main([*arguments, "--steps", "3"])
     assert [settings.steps for settings in trained] == [3]
+
+
+def test_a_change_reaches_the_config_and_nothing_else_does(collapse):
+    plain = collapse.quantizer_config("fvq", 1024, 8)
+    assert collapse.quantizer_config("fvq", 1024, 8, ["init=normal", "bridge_patch=2"]) == {
+        **plain,
+        "init": "normal",
+        "bridge_patch": 2,
+    }
+
+
+@pytest.mark.parametrize("arguments", [["--change", "init=normal"], ["--steps", "2"], ["--batch-size", "2"]])
+def test_other_settings_than_the_study_s_do_not_enter_its_results(collapse, capsys, arguments):
+    with pytest.raises(SystemExit):
+        collapse.main(arguments)
+    assert "--output" in capsys.readouterr().err

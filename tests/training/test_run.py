@@ -237,9 +237,9 @@ def test_every_logger_that_needs_no_service_trains(tiny, logger):
 
 
 def test_a_logger_that_cannot_start_does_not_stop_the_run(tiny, caplog):
-    config, folder = tiny("run")
+    config, _ = tiny("run")
     config.logger = {"csv": config.logger.csv, "broken": {"_target_": "vistok.training.loggers.nothing"}}
-    assert len(run_module.make_loggers(config, folder)) == 1
+    assert len(run_module.make_loggers(config)) == 1
     assert "logger broken could not start and is left out" in caplog.text
 
 

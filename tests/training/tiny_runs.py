@@ -1,4 +1,11 @@
-"""Overrides of runs that take seconds."""
+"""Runs that take seconds: their overrides, and how to start one as a program."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
 
 TINY = [
     "encoder.base_channels=32",
@@ -24,3 +31,17 @@ QUANTIZERS = {
     "fsq": ["quantizer=fsq", "quantizer.levels=[5,5]"],
     "vq_ema": ["quantizer=vq_ema", "quantizer.codebook_size=32", "quantizer.dim=4", "quantizer.revive_below=0.5"],
 }
+
+
+def program(*arguments):
+    """Run Python as a user would: without the checks of a test run, which imports vistok in its own way."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "tokenizers"), str(Path(__file__).parent)]),
+        "OMP_NUM_THREADS": "1",
+        "WANDB_MODE": "offline",
+    }
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=280, start_new_session=True
+    )

@@ -18,8 +18,8 @@ from vistok.ops.tile import LOWEST_EXPONENT, ROW_BLOCK, in_float32, slices, tile
 # The constants of the published normalisation.
 STD_FLOOR = 1e-6
 MARGINAL_FLOOR = 1e-8
-# Rows whose kernel is read twice in a row: with 65536 codes 16 MiB, which a third-level cache keeps in between. Products
-# of a matrix with a vector are also several times faster for narrow matrices (MKL).
+# Rows whose kernel is read twice in a row: with 65536 codes 16 MiB, which a third-level cache keeps in between.
+# Products of a matrix with a vector are also several times faster for narrow matrices (MKL).
 MAX_STRIPE_ROWS = 64
 # An accelerator wants larger kernels, and its memory is fast enough.
 ACCELERATOR_STRIPE_ROWS = 512

@@ -4,6 +4,7 @@ import json
 import logging
 import random
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -11,44 +12,73 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import GradClipAlgorithmType
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from vistok import distributed
 from vistok.config import config_of
-from vistok.loss import ReconstructionLoss
+from vistok.loss.adversarial import AdversarialLoss
+from vistok.loss.reconstruction import ReconstructionLoss
+from vistok.loss.schedule import make_schedule
 from vistok.metric.codebook_usage import CodebookUsage
 from vistok.metric.image import psnr
 from vistok.tokenizer import Reconstruction, Tokenizer
 
 log = logging.getLogger(__name__)
 
+# Of a non-finite step, per run and rank: enough to reproduce it, not enough to fill a disk.
+MAX_SAVED_BATCHES = 3
+# The discriminator's terms, which are no part of the tokenizer's loss.
+DISCRIMINATOR_TERMS = ("discriminator", "lecam", "r1")
+
 
 class TokenizerModule(lightning.LightningModule):
     """Trains a tokenizer: reconstruction loss plus the quantizer's losses, each with its weight.
 
-    The quantizer's state changes once per accepted optimiser step. A step whose gradient is not finite is skipped:
-    it reaches neither weights nor codebook.
+    With an adversarial loss there are two players, but one backward pass and one optimiser, see `AdversarialLoss`. So
+    ``global_step`` counts optimiser steps, and accumulation, precision and DDP work as Lightning documents them. Each
+    player's gradient is clipped by its own norm.
+
+    The quantizer's state changes once per accepted optimiser step. A step whose gradient is not finite is skipped: it
+    reaches neither weights nor codebook, nor what the adversarial loss averages. The log names the term and the batch,
+    and the batch is saved in the folder ``nonfinite`` of the run.
 
     Args:
         tokenizer: What is trained.
-        loss: Compares reconstructions with images.
-        optimizer: Makes the optimiser from the module (so that it can leave biases and norms out of weight decay).
+        loss: Compares reconstructions with images; its parameters are trained too.
+        optimizer: Makes the optimiser from a module (so that it can leave biases and norms out of weight decay).
         scheduler: Makes the learning-rate schedule, stepped per optimiser step, from ``(optimizer, total_steps)``.
+        adversarial: The discriminator, with its losses and settings; None trains without one.
+        schedules: By the name of a loss term, a schedule (see `vistok.loss.make_schedule`) of a factor of its weight; a
+            term is not computed while it is zero.
         whiten: Start the projection to codes from whitened principal components of the first batch, see
             `Tokenizer.whiten_projection`.
         decorrelation: Weight of the mean squared correlation between channels of the features that enter the quantizer.
         channels_last: Keep convolution weights and images in channels-last memory format, which is faster on CPU and
             GPU.
         max_skipped_steps: Stop after this many non-finite steps in a row.
+
+    Attributes:
+        step_is_finite: Whether the last optimiser step was accepted.
+        last_indices: Indices of the last training batch, None before the first.
+
+    Raises:
+        ValueError: If a schedule has the name of no term, or the discriminator does not fit the tokenizer.
     """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
         loss: ReconstructionLoss,
-        optimizer: Callable[[torch.nn.Module], Optimizer],
+        optimizer: Callable[[nn.Module], Optimizer],
         scheduler: Callable[..., LRScheduler],
+        adversarial: AdversarialLoss | None = None,
+        schedules: Mapping[str, Any] | None = None,
         whiten: bool = True,
         decorrelation: float = 0.0,
         channels_last: bool = True,
@@ -57,6 +87,8 @@ class TokenizerModule(lightning.LightningModule):
         super().__init__()
         self.tokenizer = tokenizer
         self.loss = loss
+        loss.attach(tokenizer)
+        self.adversarial = adversarial
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -65,37 +97,125 @@ class TokenizerModule(lightning.LightningModule):
         self.max_skipped_steps = max_skipped_steps
         self.skipped_steps = 0
         self.skipped_in_a_row = 0
-        self._step_is_finite = True
+        self.step_is_finite = True
+        self.last_indices: Tensor | None = None
         self._restored_random_states: dict[str, Any] | None = None
         self._training_random_states: dict[str, Any] | None = None
+        # Of the running optimiser step: each batch with the values of its terms, and what no gradient reaches.
+        self._batches: list[tuple[Mapping[str, Any], dict[str, Tensor]]] = []
+        self._idle: list[nn.Parameter] = []
         self.usage = CodebookUsage.of(tokenizer.quantizer)
         if channels_last:
             tokenizer.to(memory_format=torch.channels_last)
+        if adversarial is not None:
+            discriminator = adversarial.discriminator
+            if tokenizer.decoder.output != "images":
+                raise ValueError(
+                    f"{type(tokenizer.decoder).__name__} decodes features, a discriminator judges images: use "
+                    "discriminator=none"
+                )
+            if discriminator.channels != tokenizer.channels:
+                raise ValueError(
+                    f"the discriminator takes {discriminator.channels} channels, the images have {tokenizer.channels}: "
+                    f"set discriminator.channels={tokenizer.channels}"
+                )
+            if channels_last and discriminator.layout == "image":
+                discriminator.to(memory_format=torch.channels_last)
+        scheduled = {**loss.weights, **tokenizer.quantizer.loss_weights}
+        scheduled |= {"decorrelation": decorrelation} if decorrelation else {}
+        scheduled |= {"adversarial": adversarial.weight} if adversarial is not None else {}
+        if unknown := set(schedules or {}) - set(scheduled):
+            raise ValueError(
+                f"module.schedules.{min(unknown)}: there is no such term; this run has {', '.join(sorted(scheduled))}"
+            )
+        self.schedules = {name: make_schedule(config) for name, config in (schedules or {}).items()}
+
+    def setup(self, stage: str) -> None:
+        """Refuse a discriminator under strategies that keep a share of the parameters on each rank."""
+        strategy = self.trainer.strategy
+        if self.adversarial is not None and isinstance(
+            strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy
+        ):
+            raise ValueError(
+                f"{type(strategy).__name__} shards parameters, and the discriminator's would get gradients of the "
+                "tokenizer's loss: use trainer.strategy=ddp, or discriminator=none"
+            )
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Reconstruction:
         """Reconstruct images in [-1, 1]; only class-specific quantizers take labels."""
         return self.tokenizer(images.contiguous(memory_format=self.memory_format), labels)
 
+    def weights(self) -> dict[str, float]:
+        """Weight of every term in the running optimiser step; those of weight zero are not computed."""
+        quantizer_weights = self.tokenizer.quantizer.loss_weights
+        weights = {**self.loss.weights, **quantizer_weights, "decorrelation": self.decorrelation}
+        if self.adversarial is not None:
+            weights |= self.adversarial.weights(self.global_step, self._total_steps)
+        for name, schedule in self.schedules.items():
+            weights[name] *= schedule(self.global_step, self._total_steps)
+        return weights
+
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Loss of one batch."""
+        """Loss of one batch: the sum of what both players minimise."""
         images = batch["images"]
+        weights: dict[str, Any] = self.weights()
+        active = {name for name, weight in weights.items() if weight}
         reconstruction = self(images, self.tokenizer.labels_of(batch))
-        terms = dict(self.loss(reconstruction.images, images))
+        self.last_indices = reconstruction.quantized.indices
+        terms = dict(self.loss(reconstruction, batch, active))
+        measured: dict[str, Tensor] = {}
+        if self.adversarial is not None and "discriminator" in active:
+            game, measured = self.adversarial(reconstruction.images, images, active)
+            if "adversarial" in game and self.adversarial.max_adaptive_weight is not None:
+                measured["adaptive_weight"] = self.adversarial.adaptive_weight(
+                    torch.stack([weights[name] * value for name, value in terms.items()]).sum(),
+                    game["adversarial"],
+                    self.tokenizer.decoder.last_layer,
+                    self._loss_scale(),
+                )
+                weights["adversarial"] = weights["adversarial"] * measured["adaptive_weight"]
+            terms.update(game)
         terms.update(reconstruction.quantized.losses)
-        if self.decorrelation:
+        if "decorrelation" in active:
             terms["decorrelation"] = mean_squared_correlation(reconstruction.features)
-        weights = {**self.loss.weights, **self.tokenizer.quantizer.loss_weights, "decorrelation": self.decorrelation}
-        total = torch.stack([weights[name] * value.float() for name, value in terms.items() if weights[name]]).sum()
+        weighted = {name: weights[name] * value.float() for name, value in terms.items() if name in active}
+        total = torch.stack([value for name, value in weighted.items() if name not in DISCRIMINATOR_TERMS]).sum()
         with torch.no_grad():
-            values = {f"train/{name}": value.detach() for name, value in terms.items()}
-            values |= {f"train/weighted/{name}": weights[name] * value.detach() for name, value in terms.items()}
-            self.log_dict(values, batch_size=len(images))
+            values = {name: value.detach() for name, value in terms.items()} | measured
+            self._batches.append((batch, values))
+            logged = {f"train/{name}": value for name, value in values.items()}
+            logged |= {f"train/weighted/{name}": weights[name] * value.detach() for name, value in terms.items()}
+            self.log_dict(logged, batch_size=len(images))
             self.log("loss", total.detach(), prog_bar=True, logger=False, batch_size=len(images))
             self.log("train/loss", total.detach(), batch_size=len(images))
-            self.log(
-                "psnr", psnr(reconstruction.images, images).mean(), prog_bar=True, logger=False, batch_size=len(images)
-            )
+            if self.tokenizer.output == "images":
+                decibels = psnr(reconstruction.images, images).mean()
+                self.log("psnr", decibels, prog_bar=True, logger=False, batch_size=len(images))
+        for name in DISCRIMINATOR_TERMS:
+            if name in weighted:
+                total = total + weighted[name]
+        return self._reach_all(total, weights)
+
+    def _reach_all(self, total: Tensor, weights: Mapping[str, Any]) -> Tensor:
+        """Give every parameter a gradient, zero if need be, because DDP waits for all of them.
+
+        Only a term that is switched off for now leaves parameters out, so otherwise nothing is looked for.
+        """
+        self._idle = []
+        if distributed.is_distributed() and not all(
+            weights.get(name, 1) for name in (*self.schedules, "discriminator")
+        ):
+            reached = parameters_under(total)
+            self._idle = [value for value in self.parameters() if value.requires_grad and value not in reached]
+            for parameter in self._idle:
+                total = total + 0 * parameter.sum()
         return total
+
+    def _loss_scale(self) -> float:
+        """What float16 training multiplies the loss by; 1 with other precisions."""
+        plugin = self.trainer.precision_plugin
+        scaler = plugin.scaler if isinstance(plugin, MixedPrecision) else None
+        return scaler.get_scale() if scaler is not None else 1.0
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> Any:
         """Metrics of one held-out batch; None if none of its pictures could be read."""
@@ -103,14 +223,10 @@ class TokenizerModule(lightning.LightningModule):
         if not len(images):
             return None
         reconstruction = self(images, self.tokenizer.labels_of(batch))
-        self.log(
-            "val/psnr",
-            psnr(reconstruction.images, images).mean(),
-            prog_bar=True,
-            sync_dist=True,
-            batch_size=len(images),
-        )
-        for name, value in self.loss(reconstruction.images, images).items():
+        if self.tokenizer.output == "images":
+            decibels = psnr(reconstruction.images, images).mean()
+            self.log("val/psnr", decibels, prog_bar=True, sync_dist=True, batch_size=len(images))
+        for name, value in self.loss(reconstruction, batch).items():
             self.log(f"val/{name}", value, sync_dist=True, batch_size=len(images))
         if self.usage is not None:
             self.usage.update(reconstruction.quantized.indices)
@@ -127,52 +243,137 @@ class TokenizerModule(lightning.LightningModule):
         )
 
     def configure_optimizers(self) -> Any:
-        """One optimiser, one schedule stepped with it."""
-        optimizer = self.make_optimizer(self.tokenizer)
-        total_steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = self.make_scheduler(optimizer, total_steps=total_steps)
+        """One optimiser with the parameters of both players, one schedule stepped with it."""
+        optimizer = self.make_optimizer(Generator(self.tokenizer, self.loss))
+        if self.adversarial is not None:
+            self.adversarial.add_to(optimizer)
+        self._total_steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = self.make_scheduler(optimizer, total_steps=self._total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Drop the gradients of a step that is not finite, so that the optimiser leaves everything as it is."""
-        gradients = [parameter.grad for parameter in self.tokenizer.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        # Nothing has reached these, so nothing may move them: no weight decay either.
+        for parameter in self._idle:
+            parameter.grad = None
+        norms = {
+            name: torch.nn.utils.get_total_norm(gradients)
+            for name, parameters in self._parts().items()
+            if (gradients := [parameter.grad for parameter in parameters if parameter.grad is not None])
+        }
         # DDP has averaged the gradients, so every rank comes to the same decision.
-        self._step_is_finite = bool(torch.isfinite(norm))
-        if self._step_is_finite:
+        self.step_is_finite = bool(torch.stack(list(norms.values())).isfinite().all())
+        if self.step_is_finite:
             self.skipped_in_a_row = 0
-            self.log("train/grad_norm", norm)
+            ours = torch.stack([norm for name, norm in norms.items() if name != "discriminator"])
+            self.log("train/grad_norm", torch.linalg.vector_norm(ours))
+            self.log_dict({f"train/grad_norm/{name}": norm for name, norm in norms.items()})
             return
         self.skipped_steps += 1
         self.skipped_in_a_row += 1
+        reason = self._explain_skip([name for name, norm in norms.items() if not norm.isfinite()])
         log.warning(
-            "step %d skipped: its gradient is not finite (%d skipped so far)", self.global_step, self.skipped_steps
+            "step %d skipped: its gradient is not finite: %s (%d skipped so far)",
+            self.global_step,
+            reason,
+            self.skipped_steps,
         )
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
         if self.skipped_in_a_row >= self.max_skipped_steps:
             raise FloatingPointError(
-                f"{self.skipped_in_a_row} steps in a row had a gradient that is not finite: lower optimizer.lr, set "
-                "trainer.gradient_clip_val=1, or use trainer.precision=32-true; checkpoints/last.ckpt is from before"
+                f"{self.skipped_in_a_row} steps in a row had a gradient that is not finite, the last because of "
+                f"{reason}. To go on, lower optimizer.lr, set trainer.gradient_clip_val=1, or use "
+                "trainer.precision=32-true; checkpoints/last.ckpt is from before"
             )
+
+    def _parts(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters by the part of the model that they belong to."""
+        parts: dict[str, list[nn.Parameter]] = {}
+        for name, module in self.tokenizer.named_children():
+            part = {"to_codes": "encoder", "from_codes": "decoder"}.get(name, name)
+            parts.setdefault(part, []).extend(module.parameters())
+        parts["loss"] = list(self.loss.parameters())
+        if self.adversarial is not None:
+            parts["discriminator"] = list(self.adversarial.parameters())
+        return parts
+
+    def _explain_skip(self, parts: list[str]) -> str:
+        """Say which term of which batch is not finite, and save that batch.
+
+        Args:
+            parts: Parts of the model whose gradient is not finite.
+        """
+        bad = [[name for name, value in values.items() if not value.isfinite().all()] for _, values in self._batches]
+        ours = torch.tensor(float(any(bad)), device=self.device)
+        # Only a rank that has seen something knows the batch; if none has, it happened in a backward pass.
+        elsewhere = bool(distributed.all_reduce_sum(ours.clone()) > ours)
+        if not any(bad) and elsewhere:
+            return "a term on another rank"
+        if not any(bad) and self._loss_scale() != 1:
+            return f"the scale {self._loss_scale():g} of {self.trainer.precision} is too large, it is lowered now"
+        where = f"terms {', '.join(sorted(set().union(*bad)))}" if any(bad) else f"backward pass of {', '.join(parts)}"
+        culprits = [position for position, names in enumerate(bad) if names or not any(bad)]
+        keys = [str(key) for position in culprits for key in self._batches[position][0].get("keys", ())]
+        return f"{where}; batch {', '.join(keys)}" + "".join(self._save_batch(position) for position in culprits)
+
+    def _save_batch(self, position: int) -> str:
+        """Save a batch of the running step, unless enough have been; says where, for a message."""
+        folder = Path(self.trainer.default_root_dir) / "nonfinite"
+        rank = self.trainer.global_rank
+        if len(list(folder.glob(f"*_rank{rank}_*.json"))) >= MAX_SAVED_BATCHES:
+            return ""
+        folder.mkdir(parents=True, exist_ok=True)
+        batch, values = self._batches[position]
+        path = folder / f"step{self.global_step:06d}_rank{rank}_batch{position}.safetensors"
+        save_file({name: value.contiguous() for name, value in batch.items() if isinstance(value, Tensor)}, path)
+        record = {
+            "step": self.global_step,
+            "keys": batch.get("keys"),
+            "texts": batch.get("texts"),
+            "precision": self.trainer.precision,
+            "terms": {name: str(value.item()) for name, value in values.items()},
+        }
+        path.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
+        return f"; saved as {path}"
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the tokenizer's gradient as the trainer says and the discriminator's by its own norm."""
+        if self.adversarial is None:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        discriminator = list(self.adversarial.parameters())
+        if self.adversarial.clip is not None:
+            nn.utils.clip_grad_norm_(discriminator, self.adversarial.clip)
+        if gradient_clip_val:
+            theirs = set(discriminator)
+            ours = [value for group in optimizer.param_groups for value in group["params"] if value not in theirs]
+            by_value = gradient_clip_algorithm == GradClipAlgorithmType.VALUE
+            (nn.utils.clip_grad_value_ if by_value else nn.utils.clip_grad_norm_)(ours, gradient_clip_val)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        """Step the optimiser, then apply what the quantizer collected in the batches of this step."""
+        """Step the optimiser, then apply what quantizer and adversarial loss collected in the batches of this step."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        quantizer = self.tokenizer.quantizer
-        if not self._step_is_finite:
-            quantizer.discard()
-            return
-        quantizer.update()
-        for parameter, rows in quantizer.touched_codes:
-            clear_moments(optimizer, parameter, rows)
+        self._batches.clear()
+        collectors = [self.tokenizer.quantizer, *([self.adversarial] if self.adversarial is not None else [])]
+        for collector in collectors:
+            (collector.update if self.step_is_finite else collector.discard)()
+        if self.step_is_finite:
+            for parameter, rows in self.tokenizer.quantizer.touched_codes:
+                clear_moments(optimizer, parameter, rows)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the config and the random states, so that a resumed run continues bit for bit."""
         checkpoint["vistok_tokenizer"] = json.dumps(config_of(self.tokenizer))
+        checkpoint["vistok_discriminator"] = json.dumps(self._discriminator_config())
         # At a validation those of before it, which training goes on with.
         checkpoint["vistok_random_states"] = self._training_random_states or random_states()
         checkpoint["vistok_skipped_steps"] = self.skipped_steps
@@ -191,8 +392,18 @@ class TokenizerModule(lightning.LightningModule):
                 "the checkpoint was trained with another tokenizer; resume with the overrides of its run. "
                 "Checkpoint / now: " + "; ".join(differences)
             )
+        saved = json.loads(checkpoint["vistok_discriminator"])
+        differences = list(_differences(saved, json.loads(json.dumps(self._discriminator_config()))))
+        if differences:
+            raise ValueError(
+                "the checkpoint was trained with another discriminator; resume with the overrides of its run. "
+                "Checkpoint / now: " + "; ".join(differences)
+            )
         self._restored_random_states = checkpoint["vistok_random_states"]
         self.skipped_steps = checkpoint["vistok_skipped_steps"]
+
+    def _discriminator_config(self) -> Any:
+        return config_of(self.adversarial.discriminator) if self.adversarial is not None else None
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Restore the random states only now: whatever ran between loading and here may have drawn numbers."""
@@ -213,6 +424,38 @@ class TokenizerModule(lightning.LightningModule):
         if self._training_random_states is not None:
             set_random_states(self._training_random_states)
         self._training_random_states = None
+
+
+class Generator(nn.Module):
+    """The tokenizer and its loss, as one module for the optimiser.
+
+    Args:
+        tokenizer: See `TokenizerModule`.
+        loss: Likewise.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, loss: nn.Module) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.loss = loss
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay would harm, see `Tokenizer.no_weight_decay`."""
+        return {f"tokenizer.{name}" for name in self.tokenizer.no_weight_decay()}
+
+
+def parameters_under(loss: Tensor) -> set[Tensor]:
+    """Leaves of the graph of a loss: the parameters that its backward pass reaches."""
+    found, seen, waiting = set(), set(), [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(leaf := getattr(node, "variable", None), Tensor):
+            found.add(leaf)
+        waiting += [function for function, _ in node.next_functions]
+    return found
 
 
 @torch.no_grad()

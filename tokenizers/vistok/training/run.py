@@ -15,8 +15,9 @@ from typing import Any
 import lightning
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ProgressBar
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch.callbacks import Callback, Checkpoint, LearningRateMonitor, ProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -26,9 +27,11 @@ from vistok.evaluation.evaluate import evaluate
 from vistok.evaluation.report import write_report
 from vistok.evaluation.table import print_table
 from vistok.hub.files import atomic_write
+from vistok.loss import AdversarialLoss
 from vistok.metric.codebook_usage import CodebookUsage
-from vistok.training.callbacks import LastCheckpoint, Throughput, WeightEMA
+from vistok.training.callbacks import Throughput, WeightEMA
 from vistok.training.checkpoint import AtomicCheckpointIO
+from vistok.training.loggers import MetricsCSV, SafeLogger
 from vistok.training.module import TokenizerModule
 
 log = logging.getLogger(__name__)
@@ -45,7 +48,7 @@ def train(config: DictConfig, folder: Path, command: str | None = None) -> dict[
 
     Args:
         config: Composed from ``configs/train.yaml``.
-        folder: Run folder; it must not hold another run.
+        folder: Run folder; it must not hold another run, unless ``ckpt=auto`` continues that one.
         command: What reproduces the run, quoted in its record and model card.
 
     Returns:
@@ -58,21 +61,26 @@ def train(config: DictConfig, folder: Path, command: str | None = None) -> dict[
     """
     started = time.perf_counter()
     quiet_libraries()
-    if not getattr(rank_zero_only, "rank", 0):  # the other processes of one run share its folder
+    continues = config.ckpt == "auto"
+    if not continues and not getattr(rank_zero_only, "rank", 0):  # the other processes of one run share its folder
         refuse_existing_run(folder)
-    check_checkpoint_path(config.ckpt)
+    checkpoint = find_checkpoint(config.ckpt, folder)
     check_final(config)
+    check_trainer(config)
     lightning.seed_everything(config.seed, verbose=False)
     data: DataModule = instantiate(config.data, _convert_="all")
     tokenizer = build_tokenizer(config, data)
+    compile_networks(tokenizer, config.trainer.compile)
+    trainer = make_trainer(config, folder, checkpoint)
+    global_batch = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
     module = TokenizerModule(
         tokenizer,
         loss=instantiate(config.loss),
         optimizer=instantiate(config.optimizer, _convert_="all"),  # checkpoints hold plain lists only
-        scheduler=instantiate(config.scheduler),
+        scheduler=instantiate(config.scheduler, global_batch=global_batch, _convert_="all"),
+        adversarial=build_adversarial(config),
         **OmegaConf.to_container(config.module, resolve=True),  # type: ignore[arg-type]
     )
-    trainer = make_trainer(config, folder)
     if trainer.is_global_zero:
         write_record(config, folder, command)
         size = "x".join(map(str, tokenizer.default_size or ()))
@@ -84,7 +92,7 @@ def train(config: DictConfig, folder: Path, command: str | None = None) -> dict[
             size,
             folder,
         )
-    trainer.fit(module, data, ckpt_path=config.ckpt, weights_only=True)
+    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, WeightEMA):
             callback.apply(module)
@@ -106,7 +114,7 @@ def finish(
 ) -> dict[str, Any]:
     """Evaluate the trained tokenizer, write its bundle and report, print the table."""
     # Saved at once, so that nothing that follows can lose it; what is measured is what users will load.
-    bundle = vistok.save(module.tokenizer, folder / "bundle")
+    bundle = vistok.save(module.tokenizer, folder / "bundle", overwrite=config.ckpt == "auto")
     tokenizer = vistok.load(bundle, device=trainer.strategy.root_device)
     data.trainer = None  # from here on this process looks at the whole data, not at a rank's share
     training_usage = usage_on_training_crops(tokenizer, data, config.final.usage_tokens_per_code)
@@ -149,42 +157,93 @@ def build_tokenizer(config: DictConfig, data: DataModule) -> vistok.Tokenizer:
     return tokenizer
 
 
-def make_trainer(config: DictConfig, folder: Path) -> lightning.Trainer:
-    """Trainer with the callbacks and loggers of the config; everything it writes goes to `folder`."""
-    settings = config.trainer
-    batches = settings.max_steps * settings.accumulate_grad_batches
-    interval = settings.val_check_interval
-    if settings.max_steps > 0 and isinstance(interval, int) and interval > batches:
+def compile_networks(tokenizer: vistok.Tokenizer, compile: bool | str) -> None:
+    """Compile encoder and decoder by `torch.compile`; the quantizer, whose work depends on its state, stays as it is.
+
+    Args:
+        tokenizer: Changed in place; names and values of its state stay the same.
+        compile: Whether to, or the name of the backend, such as ``"inductor"``, which True stands for.
+    """
+    if compile:
+        backend = "inductor" if compile is True else compile
+        if backend not in torch._dynamo.list_backends(exclude_tags=()):
+            raise ValueError(
+                f"trainer.compile must be true, false or a backend of torch.compile, got {backend!r}: choose one of "
+                + ", ".join(torch._dynamo.list_backends(exclude_tags=()))
+            )
+        tokenizer.encoder.compile(backend=backend)
+        tokenizer.decoder.compile(backend=backend)
+
+
+def build_adversarial(config: DictConfig) -> AdversarialLoss | None:
+    """Build the discriminator of a composed config with its losses; None for ``discriminator=none``."""
+    if not config.discriminator:
+        return None
+    node: Any = OmegaConf.to_container(config.discriminator, resolve=True)
+    settings = node.pop("adversarial")
+    return instantiate(settings, instantiate(node, _convert_="all"), _convert_="all")
+
+
+def make_trainer(config: DictConfig, folder: Path, checkpoint: Path | None = None) -> lightning.Trainer:
+    """Trainer with the callbacks and loggers of the config; everything it writes goes to `folder`.
+
+    Args:
+        config: Composed from ``configs/train.yaml``.
+        folder: Run folder.
+        checkpoint: Where the run goes on from; None: it begins.
+    """
+    settings = OmegaConf.to_container(config.trainer, resolve=True)
+    assert isinstance(settings, dict)
+    torch.set_float32_matmul_precision(settings.pop("float32_matmul_precision"))
+    settings.pop("compile")
+    batches = settings["max_steps"] * settings["accumulate_grad_batches"]
+    interval = settings["val_check_interval"]
+    if settings["max_steps"] > 0 and isinstance(interval, int) and interval > batches:
         log.info("trainer.val_check_interval=%d is longer than the training: validating once, at its end", interval)
-        settings.val_check_interval = batches
+        settings["val_check_interval"] = batches
     callbacks: list[Callback] = [instantiate(callback) for callback in config.callbacks.values() if callback]
-    callbacks.append(LastCheckpoint(folder / "checkpoints"))
-    loggers = make_loggers(config, folder)
+    loggers = make_loggers(config, checkpoint)
     if not loggers:
         # Lightning's monitor refuses to run without a logger.
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if SLURMEnvironment.detect():
+        # Lightning would save a checkpoint of its own and requeue the job, beside what `LastCheckpoint` does.
+        plugins.append(SLURMEnvironment(auto_requeue=False))
     return instantiate(
-        config.trainer,
+        settings,
         callbacks=callbacks,
         logger=loggers or False,
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         default_root_dir=str(folder),
-        plugins=[AtomicCheckpointIO()],
+        plugins=plugins,
     )
 
 
-def make_loggers(config: DictConfig, folder: Path) -> list[Logger]:
-    """Loggers of the config. One that cannot start is reported and left out: no logger stops a run."""
-    loggers: list[Logger] = []
+def make_loggers(config: DictConfig, checkpoint: Path | None = None) -> list[SafeLogger]:
+    """Loggers of the config. One that cannot start is reported and left out: no logger stops a run.
+
+    Args:
+        config: Composed from ``configs/train.yaml``.
+        checkpoint: Where the run goes on from: ``metrics.csv`` begins with the rows of before it.
+    """
+    previous, step = None, 0
+    if checkpoint is not None:
+        previous = checkpoint.parent.parent / "metrics.csv"
+        step = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+    loggers: list[SafeLogger] = []
     for name, node in (config.logger or {}).items():
         try:
-            loggers.append(instantiate(node))
+            logger = instantiate(node)
+            if isinstance(logger, MetricsCSV):
+                logger.start(previous, step)
+            elif isinstance(logger, TensorBoardLogger):
+                logger._kwargs["purge_step"] = step  # hides what the same folder has of later steps
         except Exception as error:  # whatever a logging service raises
             log.warning("logger %s could not start and is left out: %s", name, error)
-    if config.ckpt is not None:
-        for logger in loggers:
-            if isinstance(logger, CSVLogger):
-                continue_csv(logger, Path(config.ckpt))
+        else:
+            loggers.append(SafeLogger(logger, str(name)))
     return loggers
 
 
@@ -225,6 +284,8 @@ def quiet_libraries() -> None:
         # Lightning brings a handler of its own, and Hydra's root handler would print everything a second time.
         logger.handlers.clear()
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")
+    # Frozen networks of losses stay in evaluation mode on purpose.
+    warnings.filterwarnings("ignore", "Found .* module\\(s\\) in eval mode at the start of training")
     warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")
     warnings.filterwarnings("ignore", ".*does not have many workers which may be a bottleneck")
     warnings.filterwarnings("ignore", "The dirpath has changed from")  # a resumed run has a folder of its own
@@ -249,23 +310,57 @@ def refuse_existing_run(folder: Path) -> None:
         raise FileExistsError(f"{folder} holds a run already: choose another hydra.run.dir; {resume}")
 
 
-def check_checkpoint_path(path: str | None) -> None:
-    """Raise a FileNotFoundError if `path` is given and is not a file."""
-    if path is not None and not Path(path).is_file():
+def check_trainer(config: DictConfig) -> None:
+    """Raise a ValueError for settings of the trainer that training cannot keep to."""
+    settings = config.trainer
+    strategy = str(settings.strategy)
+    if not strategy.startswith(("auto", "ddp", "single_device")):
+        raise ValueError(
+            f"trainer.strategy={strategy} divides parameters among processes, but weight averaging, codebook updates "
+            "and the gradient's norm need whole ones: use trainer.strategy=ddp, which every tokenizer of a few billion "
+            "parameters fits"
+        )
+    if str(settings.precision).endswith("-mixed") and config.optimizer.get("fused"):
+        raise ValueError(
+            f"trainer.precision={settings.precision} and optimizer.fused=true exclude each other: Lightning does not "
+            "clip gradients that a fused optimiser may still have to scale back. Set optimizer.fused=false"
+        )
+
+
+def find_checkpoint(ckpt: str | None, folder: Path) -> Path | None:
+    """Path of the checkpoint to go on from, once it is known to load; None to begin.
+
+    Args:
+        ckpt: A path; ``"auto"`` for the last checkpoint in `folder`, if there is one.
+        folder: Run folder.
+
+    Raises:
+        FileNotFoundError: If `ckpt` is a path and not one of a file.
+        ValueError: If it cannot be loaded without executing code.
+    """
+    path = folder / "checkpoints" / "last.ckpt" if ckpt == "auto" else ckpt and Path(ckpt)
+    if not path or (ckpt == "auto" and not path.exists()):
+        return None
+    if not path.is_file():
         raise FileNotFoundError(
             f"ckpt={path} is not a file: pass runs/.../checkpoints/last.ckpt, or leave ckpt out to start anew"
         )
-    if path is not None:
-        try:
-            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # of pickle, zip or torch, in many forms
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"ckpt={path} is not a checkpoint that loads without executing code: {reason}") from error
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # of pickle, zip or torch, in many forms
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"ckpt={path} is not a checkpoint that loads without executing code: {reason}") from error
+    return path
 
 
 def write_record(config: DictConfig, folder: Path, command: str | None) -> None:
-    """Write the resolved config and what is needed to repeat the run: command, commit, versions, machine."""
+    """Write the resolved config and what is needed to repeat the run: command, commit, versions, machine.
+
+    A run that continues in its folder keeps the records of before under ``continues``.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    file = folder / RECORD_FILE
+    before = [json.loads(file.read_text())] if file.exists() else []
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
     record = {
         "command": command or shlex.join(sys.argv),
@@ -277,8 +372,9 @@ def write_record(config: DictConfig, folder: Path, command: str | None) -> None:
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "continues": [*(before[0].pop("continues") if before else []), *before],
     }
-    atomic_write(folder / RECORD_FILE, lambda path: path.write_text(json.dumps(record, indent=2) + "\n"))
+    atomic_write(file, lambda path: path.write_text(json.dumps(record, indent=2) + "\n"))
 
 
 def git_state() -> dict[str, Any] | None:
@@ -303,22 +399,6 @@ def package_version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def continue_csv(logger: CSVLogger, checkpoint: Path) -> None:
-    """Copy the rows of the interrupted run up to its checkpoint, so that the resumed run's file is complete."""
-    previous = checkpoint.parent.parent / "metrics.csv"
-    if not previous.is_file():
-        return
-    import csv
-
-    step = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-    with previous.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if float(row["step"]) < step]
-    for row in rows:
-        # As text, so that every number stays as it was written.
-        logger.log_metrics({key: value for key, value in row.items() if value and key != "step"}, step=int(row["step"]))  # pyright: ignore
-    logger.save()
 
 
 def show_paths(folder: Path, bundle: Path) -> None:

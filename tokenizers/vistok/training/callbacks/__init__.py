@@ -1,6 +1,7 @@
 """Callbacks of training."""
 
 from vistok.training.callbacks.bad_samples import BadSamples
+from vistok.training.callbacks.collapse_watch import CollapseWatch
 from vistok.training.callbacks.last_checkpoint import LastCheckpoint, TrainingInterrupted
 from vistok.training.callbacks.pictures import Pictures
 from vistok.training.callbacks.progress import Progress
@@ -9,6 +10,7 @@ from vistok.training.callbacks.weight_ema import WeightEMA
 
 __all__ = [
     "BadSamples",
+    "CollapseWatch",
     "LastCheckpoint",
     "Pictures",
     "Progress",

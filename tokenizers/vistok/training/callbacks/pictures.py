@@ -4,18 +4,18 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
-from PIL import Image
 
 from vistok.evaluation.pictures import reconstruction_grid
 from vistok.evaluation.plots import plot_usage
+from vistok.training.loggers import SafeLogger
 
 
 class Pictures(Callback):
     """At every validation writes a grid original / reconstruction / error and a plot of the codebook usage.
+
+    There is no grid for a tokenizer that decodes the features of a teacher.
 
     Args:
         folder: Run folder; grids go to ``reconstructions/step_000500.png``, the plot to ``codebook_usage.png``.
@@ -38,7 +38,7 @@ class Pictures(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep images spread over the whole held-out set: a few of each batch."""
-        if outputs is None:
+        if outputs is None or pl_module.tokenizer.output != "images":
             return
         for image, reconstruction in zip(batch["images"], outputs.images, strict=True):
             if self._seen in self._wanted(trainer):
@@ -55,27 +55,26 @@ class Pictures(Callback):
         return range(0, total, max(total // self.num_images, 1))[: self.num_images]
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """Write the pictures and hand the grid to the logger."""
+        """Write the pictures; hand the grid and the occurrences of the codes to the loggers."""
         pairs, self._pairs, self._seen = self._pairs, [], 0
         counts = []
         if pl_module.usage is not None:  # None if the codes are continuous
             # All ranks take part in the reduction.
             with pl_module.usage.sync_context():
                 counts = pl_module.usage.counts()
-        if not trainer.is_global_zero or not pairs:
+        if not trainer.is_global_zero:
             return
-        originals, reconstructions = (torch.stack(images) for images in zip(*pairs, strict=True))
-        grid = reconstruction_grid(originals, reconstructions)
-        path = self.folder / "reconstructions" / f"step_{trainer.global_step:06d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        grid.save(path)
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, SafeLogger)]
+        if pairs:
+            originals, reconstructions = (torch.stack(images) for images in zip(*pairs, strict=True))
+            grid = reconstruction_grid(originals, reconstructions)
+            path = self.folder / "reconstructions" / f"step_{trainer.global_step:06d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            grid.save(path)
+            for logger in loggers:
+                logger.log_picture("reconstructions", grid, trainer.global_step)
         if counts:
             plot_usage(counts, self.folder / "codebook_usage.png")
-        self._log(trainer, "reconstructions", grid)
-
-    def _log(self, trainer: lightning.Trainer, name: str, picture: Image.Image) -> None:
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(name, np.asarray(picture), trainer.global_step, dataformats="HWC")
-            elif isinstance(logger, WandbLogger):
-                logger.log_image(name, [picture], step=trainer.global_step)
+            for logger in loggers:
+                for position, occurrences in enumerate(counts):
+                    logger.log_histogram(f"codebook_usage/{position}", occurrences.numpy(), trainer.global_step)

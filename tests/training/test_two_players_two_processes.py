@@ -1,0 +1,114 @@
+"""Two gloo processes train both players as one process does on the joined batch, without an unused-parameter flag."""
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+import torch.multiprocessing as mp
+from lightning.pytorch.strategies import DDPStrategy
+from torch.utils.data import DataLoader
+from two_players import make_batches, make_module
+
+STEPS = 6
+# Each closed gate leaves parameters without a gradient for a while; the penalty comes in some steps only.
+CASES = {
+    "gates": {"discriminator_start": 2, "start": 4, "weight_decay": 0.1},
+    "everything": {"max_adaptive_weight": 1e4, "lecam": 0.1, "r1": 1.0, "r1_every": 2, "warmup": 3},
+    "scheduled": {"start": 1, "schedules": {"l2": {"kind": "linear", "start": 3, "end": 3}}},
+    "accumulated": {"discriminator_start": 1, "start": 2, "max_adaptive_weight": 1e4},
+}
+
+
+def adamw(module):
+    # A large epsilon keeps rounding errors of small gradients from becoming whole steps.
+    return torch.optim.AdamW(module.parameters(), lr=1e-3, eps=1e-2)
+
+
+def trained(case, folder, rank=0, world_size=1, batches=None):
+    """State of a module after the training of a case, on this rank's half of every batch."""
+    module = make_module("group", optimizer=adamw, **CASES[case])
+    parts = []
+    for batch in batches or make_batches(STEPS):
+        share = len(batch["keys"]) // world_size
+        mine = slice(rank * share, (rank + 1) * share)
+        parts.append({name: values[mine] for name, values in batch.items()})
+    trainer = lightning.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        devices=world_size,
+        strategy=DDPStrategy(process_group_backend="gloo") if world_size > 1 else "auto",
+        accumulate_grad_batches=2 if case == "accumulated" else 1,
+        gradient_clip_val=0.05,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+        default_root_dir=folder,
+    )
+    trainer.fit(module, *(DataLoader(rows, batch_size=None) for rows in (parts, parts[:1])))
+    return {**module.state_dict(), "skipped_steps": torch.tensor(module.skipped_steps)}
+
+
+def broken_batches():
+    """One picture of the second process is not finite."""
+    batches = make_batches(3)
+    batches[1]["images"][3, 0, 0, 0] = torch.nan
+    return batches
+
+
+def _worker(rank, port, folder):
+    torch.set_num_threads(1)
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        GROUP_RANK="0",
+        WORLD_SIZE="2",
+        LOCAL_WORLD_SIZE="2",
+        TORCHELASTIC_RUN_ID="test",
+    )
+    for case in CASES:
+        torch.save(trained(case, folder, rank, 2), Path(folder, f"{case}_{rank}.pt"))
+    torch.save(trained("gates", folder, rank, 2, broken_batches()), Path(folder, f"broken_{rank}.pt"))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What the two processes wrote; started once for all tests, since a process takes seconds to import torch."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    mp.spawn(_worker, (port, str(folder)), nprocs=2)
+    return folder
+
+
+def load(folder, name):
+    return [torch.load(folder / f"{name}_{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_train_both_players_as_one_on_the_joined_batch(case, folder, tmp_path):
+    first, second = load(folder, case)
+    for name, value in trained(case, tmp_path).items():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(
+            first[name], value, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_a_batch_that_is_not_finite_on_one_rank_is_skipped_by_all_and_saved_by_that_one(folder):
+    for state in load(folder, "broken"):
+        assert state.pop("skipped_steps") == 1
+        assert all(value.isfinite().all() for value in state.values())
+    names = sorted(path.name for path in (folder / "nonfinite").iterdir())
+    assert names == ["step000001_rank1_batch0.json", "step000001_rank1_batch0.safetensors"]
+    assert json.loads((folder / "nonfinite" / names[0]).read_text())["keys"] == ["1-2", "1-3"]
