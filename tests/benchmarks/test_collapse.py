@@ -30,6 +30,7 @@ def test_configs_differ_from_the_yaml_in_the_overrides_only(collapse):
 
     for method in collapse.METHODS:
         plain = OmegaConf.to_container(OmegaConf.load(f"configs/quantizer/{method}.yaml"), resolve=True)
+        assert isinstance(plain, dict)
         changed = collapse.quantizer_config(method, 1024, 8)
         different = {key for key in changed if key not in plain or changed[key] != plain[key]}
         assert different <= set(collapse.overrides(method, 1024, 8))

@@ -14,6 +14,7 @@ from vistok.decoder import CNNDecoder
 from vistok.encoder import CNNEncoder
 from vistok.loss import ReconstructionLoss
 from vistok.quantizer import FSQ, Identity, VectorQuantizer
+from vistok.training.callbacks import WeightEMA
 from vistok.training.module import (
     TokenizerModule,
     clear_moments,
@@ -114,6 +115,19 @@ def test_a_gradient_that_overflows_in_the_backward_pass_names_the_parts(caplog):
     module.tokenizer.decoder.conv_out.weight.register_hook(lambda gradient: gradient * torch.inf)
     fit(module, [batch()])
     assert "step 0 skipped: its gradient is not finite: backward pass of decoder; batch a, b, c, d" in caplog.text
+
+
+def test_a_skipped_step_changes_neither_the_averaged_weights_nor_their_count():
+    ema, states = WeightEMA(decay=0.5), []
+
+    class Watch(lightning.Callback):
+        def on_train_batch_end(self, *arguments):
+            states.append({name: value.clone() for name, value in ema._average_model.state_dict().items()})
+
+    fit(make(), [batch(), batch(torch.nan), batch()], callbacks=[ema, Watch()])
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert states[2]["n_averaged"] == states[1]["n_averaged"] + 1
 
 
 def test_many_bad_steps_in_a_row_stop_with_advice():

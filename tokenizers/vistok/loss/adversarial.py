@@ -65,7 +65,7 @@ class AdversarialLoss(nn.Module):
         lecam: Weight of the regularisation by H.-Y. Tseng et al., https://arxiv.org/abs/2104.03310, with moving
             averages of decay 0.999 over all ranks.
         r1: Weight (gamma) of the gradient penalty on images, https://arxiv.org/abs/1801.04406: the discriminator
-            minimises ``r1 / 2`` times the squared norm of the gradient besides.
+            minimises ``r1 / 2`` times the squared norm of the gradient of an image's mean logit besides.
         r1_every: Optimiser steps between penalties, each of which counts that many times.
         augmentations: Any of ``color``, ``translation`` and ``cutout``, see `vistok.discriminator.draw_augmentation`.
             Images and reconstructions get the same.
@@ -198,12 +198,12 @@ class AdversarialLoss(nn.Module):
         return functional_call(self.discriminator, parameters | buffers, (images,)).float()
 
     def _gradient_penalty(self, images: Tensor, augment: Augmentation) -> Tensor:
-        """Squared norm of the discriminator's gradient at each image, averaged."""
+        """Squared norm of the gradient of each image's mean logit, averaged."""
         images = images.detach().requires_grad_()
         # The fused kernels of attention have no second derivative.
         with torch.autocast(images.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
             logits = self._judge(augment(images), dict(self.discriminator.named_parameters()))
-            (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+            (gradient,) = torch.autograd.grad(logits.flatten(1).mean(1).sum(), images, create_graph=True)
         return gradient.float().square().flatten(1).sum(1).mean()
 
     def adaptive_weight(

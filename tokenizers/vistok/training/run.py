@@ -181,7 +181,7 @@ def build_adversarial(config: DictConfig) -> AdversarialLoss | None:
         return None
     node: Any = OmegaConf.to_container(config.discriminator, resolve=True)
     settings = node.pop("adversarial")
-    return instantiate(settings, instantiate(node, _convert_="all"), _convert_="all")
+    return instantiate(settings, discriminator=instantiate(node, _convert_="all"), _convert_="all")
 
 
 def make_trainer(config: DictConfig, folder: Path, checkpoint: Path | None = None) -> lightning.Trainer:

@@ -32,6 +32,13 @@ class WeightEMA(WeightAveraging):
         self.every = every
         self.applied = False
 
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Update the average, unless the step was skipped."""
+        if pl_module.step_is_finite:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Give the module the average."""
         super().on_train_end(trainer, pl_module)
