@@ -252,7 +252,7 @@ def report(results: dict[str, Any], changes: Sequence[str] = ()) -> str:
     sizes = sorted({int(key.split("/")[1]) for key in results})
     settings = Settings(**next(iter(results.values()))["settings"])
     further = f", and {' '.join(changes)}" if changes else ""
-    exceptions = ", ".join(f"dim = {dim} for {name}" for name, dim in DIMS.items())
+    exceptions = ", ".join(f"{dim} for {name}" for name, dim in DIMS.items())
     lines = [
         "# Codebook collapse",
         "",
@@ -261,11 +261,12 @@ def report(results: dict[str, Any], changes: Sequence[str] = ()) -> str:
         f"{settings.crop}x{settings.crop} pixels ({settings.batch_size * settings.tokens_per_crop} tokens), Adam with "
         f"learning rate {settings.lr:g}, mean squared error; seed, initial weights and batches are those of every run. "
         f"Quantizers are `configs/quantizer/*.yaml` with nothing overridden but the size of the codebook and "
-        f"dim = {settings.dim} ({exceptions}, whose dot product reaches few codes in few dimensions), and "
+        f"dim = {settings.dim} ({exceptions}, whose dot products reach few codes in few dimensions), and "
         f"decay = {DECAY} of {', '.join(AVERAGING)}, whose averages over 100 steps would be long for the study"
         f"{further}. "
         f"Features start whitened, as in training. Usage is counted on {settings.usage_tokens} tokens of crops of the "
-        "training photographs that training has not seen; PSNR is the mean over tiles of three held-out photographs. "
+        f"training photographs that training has not seen, {settings.usage_tokens // max(sizes)} per code of the largest "
+        "codebook: the fewer they are, the more rare codes look dead. PSNR is the mean over tiles of three held-out photographs. "
         "FSQ has the levels of its paper's Table 1, whose products are close to the sizes.",
     ]
     for title, name, form in (

@@ -105,10 +105,12 @@ class _Plan:
         smallest = rows.new_full((n,), torch.inf)
         for part in self.parts:
             for codes in slices(k, self.tile_codes):
-                tile = self._squared_distances(part, codes)
-                sums[1] += tile.sum()
-                sums[0] += tile.sqrt_().sum()
+                tile = self._squared_distances(part, codes).sqrt_()
+                sums[0] += tile.sum()
                 smallest[part] = torch.minimum(smallest[part], tile.amin(0))
+        # The sum of all squared distances, from sums over rows and over codes.
+        row_norms, code_norms = self.rows[:, -1].double().sum(), self.keys[:, -2].double().sum()
+        sums[1] = k * row_norms + n * code_norms - 2 * rows.sum(0).double() @ codebook.sum(0).double()
         sums[2] = n
         distance, square, self.row_count = distributed.all_reduce_sum(sums)
         pairs = self.row_count * k
@@ -119,13 +121,14 @@ class _Plan:
         self.factor, self.shift = float(factor), smallest * factor
         for part in filter(self._is_held, self.parts):
             for codes in slices(k, self.tile_codes):
-                self._to_kernel(self._stripe(part)[codes], part, codes)
+                distances = self._stripe(part)[codes]
+                self._to_kernel(distances, part, distances)
 
     def code_sums(self) -> Tensor:
         """Sum over all rows of ``kernel * of_rows``, ``(k)`` in float64."""
         sums = self.rows.new_zeros(len(self.keys))
         for part in self.parts:
-            for codes, kernel in self._tiles(part):
+            for codes, kernel in self._tiles(part, keep=False):
                 sums[codes].addmv_(kernel, self.of_rows[part])
         return distributed.all_reduce_sum(sums.double())
 
@@ -171,15 +174,22 @@ class _Plan:
             buffer = self.tile[: len(keys) * len(rows)].view(len(keys), len(rows))
         return torch.mm(keys, rows.T, out=buffer).clamp_(min=0)
 
-    def _to_kernel(self, distances: Tensor, part: slice, codes: slice) -> Tensor:
-        """Write the kernel of distances, which are overwritten, to its place in the stripe."""
+    def _to_kernel(self, distances: Tensor, part: slice, out: Tensor) -> Tensor:
+        """Write the kernel of distances, which are overwritten."""
         torch.sub(self.shift[part], distances, alpha=self.factor, out=distances).clamp_(min=LOWEST_EXPONENT)
-        return torch.exp(distances, out=self._stripe(part)[codes])
+        return torch.exp(distances, out=out)
 
-    def _tiles(self, part: slice) -> Iterator[tuple[slice, Tensor]]:
-        """The kernel of some rows in pieces ``(codes r)`` of their stripe, computed unless it is held."""
+    def _tiles(self, part: slice, keep: bool = True) -> Iterator[tuple[slice, Tensor]]:
+        """The kernel of some rows in pieces ``(codes r)``, computed unless it is held.
+
+        Args:
+            part: The rows.
+            keep: Whether their stripe has all of it in the end.
+        """
         for codes in slices(len(self.keys), self.tile_codes):
+            place = self._stripe(part)[codes]
             if self._is_held(part):
-                yield codes, self._stripe(part)[codes]
+                yield codes, place
             else:
-                yield codes, self._to_kernel(self._squared_distances(part, codes).sqrt_(), part, codes)
+                distances = self._squared_distances(part, codes).sqrt_()
+                yield codes, self._to_kernel(distances, part, place if keep else distances)
