@@ -265,9 +265,9 @@ def report(results: dict[str, Any], changes: Sequence[str] = ()) -> str:
         f"decay = {DECAY} of {', '.join(AVERAGING)}, whose averages over 100 steps would be long for the study"
         f"{further}. "
         f"Features start whitened, as in training. Usage is counted on {settings.usage_tokens} tokens of crops of the "
-        f"training photographs that training has not seen, {settings.usage_tokens // max(sizes)} per code of the largest "
-        "codebook: the fewer they are, the more rare codes look dead. PSNR is the mean over tiles of three held-out photographs. "
-        "FSQ has the levels of its paper's Table 1, whose products are close to the sizes.",
+        f"training photographs that training has not seen, {settings.usage_tokens // max(sizes)} per code of the "
+        "largest codebook: the fewer they are, the more rare codes look dead. PSNR is the mean over tiles of three "
+        "held-out photographs. FSQ has the levels of its paper's Table 1, whose products are close to the sizes.",
     ]
     for title, name, form in (
         ("Utilisation", "utilisation", "{:.1%}"),
