@@ -304,8 +304,9 @@ def plot(results: dict[str, Any], path: Path) -> None:
             axes[1].plot(steps, [point["utilisation"] for point in curve], **style)
             axes[2].plot(steps[1:], [point["psnr"] for point in curve[1:]], **style)
     axes[0].set_xscale("log", base=2)
-    axes[0].set(xlabel="codes", ylabel="utilisation", title="after training")
-    axes[1].set(xlabel="step", ylabel="utilisation", title=f"{CURVE_SIZE} codes")
+    axes[0].set_xticks(SIZES, map(str, SIZES))
+    axes[0].set(xlabel="codes", ylabel="utilisation", title=f"after training, {Settings.usage_tokens} tokens")
+    axes[1].set(xlabel="step", ylabel="utilisation", title=f"{CURVE_SIZE} codes, {Settings.curve_tokens} tokens")
     axes[2].set(xlabel="step", ylabel="PSNR of held-out photographs in dB", title=f"{CURVE_SIZE} codes")
     for axis in axes:
         axis.grid(alpha=0.3)
