@@ -77,7 +77,7 @@ def test_a_mistyped_override_lists_what_is_allowed(tmp_path, overrides, message)
         (["data=webdataset"], "data.val_shards has no default"),
         (["data=image_folder", "data.root=/nowhere/photos"], "/nowhere/photos"),
         (["data.image_size=65"], "image size must be a multiple of 8 pixels, got 65x65"),
-        (["encoder.attention=everywhere"], "attention must be none, middle, last or a list of resolutions such as [16], got 'everywhere'"),
+        (["encoder.attention=everywhere"], "attention must be none, middle, last or a list of resolutions"),
     ],
 )
 def test_an_impossible_value_is_answered_without_a_traceback(tmp_path, overrides, message):

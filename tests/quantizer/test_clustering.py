@@ -187,7 +187,7 @@ def test_a_reduced_tokenizer_is_saved_and_loaded_and_leaves_the_original_as_it_w
     reduced = reduce_codebook(tokenizer, 8, weights=torch.rand(64))
     batch = images()
     assert reduced.vocab_size == 8
-    assert torch.equal(reduced._features(batch), tokenizer._features(batch))
+    assert torch.equal(reduced(batch).features, tokenizer(batch).features)
     loaded = vistok.load(vistok.save(reduced, tmp_path / "bundle"))
     assert torch.equal(loaded.encode(batch).indices, reduced.encode(batch).indices)
     for tensor in reduced.state_dict().values():
