@@ -65,7 +65,7 @@ def build(encoder, quantizer, decoder):
     return tokenizer.to(memory_format=torch.channels_last)
 
 
-def check(tokenizer, folder):
+def assert_trains_and_reloads(tokenizer, folder):
     """A training step reaches every part, and a bundle gives the same images, from integers too."""
     images = torch.rand(2, 3, 32, 32) * 2 - 1
     labels = torch.tensor([0, 1]) if tokenizer.quantizer.accepts_labels else None
@@ -98,17 +98,17 @@ def test_an_encoder_and_a_decoder_of_one_layout_fit_and_others_are_refused(encod
         with pytest.raises(ValueError, match=f"of the same layout, both {ours} or both {theirs}"):
             build(encoder, "fsq", decoder)
         return
-    check(build(encoder, "fsq", decoder), tmp_path / "bundle")
+    assert_trains_and_reloads(build(encoder, "fsq", decoder), tmp_path / "bundle")
 
 
 @pytest.mark.parametrize(("encoder", "quantizer"), list(product(ENCODERS, QUANTIZERS)))
 def test_every_quantizer_fits_every_encoder(encoder, quantizer, tmp_path):
-    check(build(encoder, quantizer, PARTNER[layout("encoder", encoder)]), tmp_path / "bundle")
+    assert_trains_and_reloads(build(encoder, quantizer, PARTNER[layout("encoder", encoder)]), tmp_path / "bundle")
 
 
 @pytest.mark.parametrize(("quantizer", "decoder"), list(product(QUANTIZERS, DECODERS)))
 def test_every_quantizer_fits_every_decoder(quantizer, decoder, tmp_path):
-    check(build(PARTNER[layout("decoder", decoder)], quantizer, decoder), tmp_path / "bundle")
+    assert_trains_and_reloads(build(PARTNER[layout("decoder", decoder)], quantizer, decoder), tmp_path / "bundle")
 
 
 @pytest.mark.slow
@@ -117,6 +117,6 @@ def test_every_allowed_combination_of_three_parts(quantizer, tmp_path):
     count = 0
     for encoder, decoder in product(ENCODERS, DECODERS):
         if layout("encoder", encoder) == layout("decoder", decoder):
-            check(build(encoder, quantizer, decoder), tmp_path / f"{encoder}_{decoder}")
+            assert_trains_and_reloads(build(encoder, quantizer, decoder), tmp_path / f"{encoder}_{decoder}")
             count += 1
     assert count > 80
