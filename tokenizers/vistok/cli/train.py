@@ -35,7 +35,12 @@ def task(config: DictConfig) -> dict[str, Any]:
 
 
 def refuse_existing_folder() -> None:
-    """Refuse ``hydra.run.dir`` of an earlier run before Hydra writes into it; the ranks of one run share it."""
+    """Refuse ``hydra.run.dir`` of an earlier run before Hydra writes into it; the ranks of one run share it.
+
+    ``ckpt=auto`` continues the run in its folder.
+    """
+    if "ckpt=auto" in sys.argv[1:]:
+        return
     given = [
         argument.split("=", 1)[1].strip("'\"") for argument in sys.argv[1:] if argument.startswith("hydra.run.dir=")
     ]
