@@ -109,6 +109,7 @@ def torchrun(folder, *overrides):
     return program("-m", "torch.distributed.run", *launch, ROOT / "train.py", *SHORT, *devices, *overrides)
 
 
+@pytest.mark.timeout(1200)  # six programs that import torch
 def test_two_processes_of_torchrun_stop_together_and_resume_exactly(tmp_path):
     overrides = [*QUANTIZERS["vq_ema"], "data.batch_size=2"]
     # The second process alone gets the signal.

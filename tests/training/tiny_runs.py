@@ -43,5 +43,5 @@ def program(*arguments):
     }
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=280, start_new_session=True
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, start_new_session=True
     )

@@ -1,5 +1,6 @@
 """A training loader that can start where a checkpoint stopped."""
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +9,16 @@ from lightning import Trainer
 from torch.utils.data import DataLoader, Dataset
 
 from vistok.data.collate import Batch
+
+
+def leave_signals_to_the_main_process(worker: int) -> None:
+    """Ignore, in a loading process, the signals on which the main process saves; it ends with the main process.
+
+    A scheduler signals every process of a job, and the death of a worker would be an error in the running step.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 class TrainLoader(DataLoader):

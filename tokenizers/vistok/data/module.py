@@ -20,7 +20,7 @@ from vistok.data.image_folder import (
     read_file_list,
     split_by_hash,
 )
-from vistok.data.loader import TrainLoader
+from vistok.data.loader import TrainLoader, leave_signals_to_the_main_process
 from vistok.data.photos import Photos
 from vistok.data.sampler import EpochBatchSampler
 from vistok.data.transforms import EvalTransform, TrainTransform, check_filter
@@ -137,6 +137,7 @@ class DataModule(LightningDataModule, ABC):
         return {
             "num_workers": self.num_workers,
             "pin_memory": torch.cuda.is_available(),
+            "worker_init_fn": leave_signals_to_the_main_process,
             "collate_fn": partial(collate, channels=self.channels, size=size),
         }
 
@@ -378,7 +379,11 @@ class WebDatasetData(DataModule):
         return DataLoader(self.make_dataset("eval"), batch_size=None, generator=torch.Generator(), **self._options())
 
     def _options(self, size: int | None = None) -> dict[str, Any]:
-        return {"num_workers": self.num_workers, "pin_memory": torch.cuda.is_available()}
+        return {
+            "num_workers": self.num_workers,
+            "pin_memory": torch.cuda.is_available(),
+            "worker_init_fn": leave_signals_to_the_main_process,
+        }
 
     @property
     def protocol(self) -> dict[str, Any]:
