@@ -1,13 +1,9 @@
 """The batch entropy of two gloo processes, and its gradient after DDP's averaging, equal those of one process."""
 
-import os
-import socket
-from pathlib import Path
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from two_processes import run_on_two_processes
 
 from vistok.quantizer import LFQ
 
@@ -32,25 +28,16 @@ def batch(parts):
 SPLITS = {"equal": (30, 30), "unequal": (20, 40)}
 
 
-def _worker(rank, port, folder):
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def worker(rank, folder):
     for name, parts in SPLITS.items():
         entropy, gradient = entropy_and_gradient(batch(parts).split(parts)[rank])
         dist.all_reduce(gradient)
-        torch.save((entropy, gradient / 2), Path(folder, f"{name}_{rank}.pt"))
-    dist.destroy_process_group()
+        torch.save((entropy, gradient / 2), folder / f"{name}_{rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    mp.spawn(_worker, (port, str(folder)), nprocs=2)
-    return {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")}
+    return run_on_two_processes(worker, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize(("name", "parts"), SPLITS.items())

@@ -1,13 +1,9 @@
 """InfoNCE of two gloo processes, and its gradient after DDP's averaging, equal those of one process."""
 
-import os
-import socket
-from pathlib import Path
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from two_processes import run_on_two_processes
 
 from vistok import distributed
 from vistok.loss import info_nce
@@ -28,29 +24,20 @@ def loss_and_gradients(images, texts):
     return value.detach(), torch.autograd.grad(value, parameters)[0]
 
 
-def _worker(rank, port, folder):
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def worker(rank, folder):
     for name, parts in SPLITS.items():
         value, gradient = loss_and_gradients(*(rows.split(parts)[rank] for rows in batch()))
         dist.all_reduce(gradient)
-        torch.save((value, gradient / 2), Path(folder, f"{name}_{rank}.pt"))
+        torch.save((value, gradient / 2), folder / f"{name}_{rank}.pt")
     rows = torch.arange(10.0).view(5, 2)[: 5 - rank].add(10 * rank).requires_grad_()
     joined, first = distributed.gather_rows(rows)
     (joined * (1 + torch.arange(9.0)[:, None])).sum().backward()
-    torch.save((joined.detach(), torch.tensor(first), rows.grad), Path(folder, f"rows_{rank}.pt"))
-    dist.destroy_process_group()
+    torch.save((joined.detach(), torch.tensor(first), rows.grad), folder / f"rows_{rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    mp.spawn(_worker, (port, str(folder)), nprocs=2)
-    return {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")}
+    return run_on_two_processes(worker, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("name", SPLITS)

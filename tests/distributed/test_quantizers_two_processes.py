@@ -3,15 +3,13 @@
 The quantizers are built before the process group exists, as Lightning does.
 """
 
-import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from omegaconf import OmegaConf
+from two_processes import run_on_two_processes
 
 import vistok
 
@@ -73,26 +71,17 @@ def train(quantizer, images):
     return records
 
 
-def _worker(rank, port, folder):
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def worker(rank, folder):
     quantizers = {path.stem: make(path) for path in CONFIGS}
-    dist.init_process_group("gloo", rank=rank, world_size=2)
     share = slice(0, BATCH // 2) if rank == 0 else slice(BATCH // 2, BATCH)
     for name, quantizer in quantizers.items():
-        torch.save(train(quantizer, share), Path(folder, f"{name}_{rank}.pt"))
-    dist.destroy_process_group()
+        torch.save(train(quantizer, share), folder / f"{name}_{rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """What the two processes saved; started once for all tests, since a process takes seconds to import torch."""
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    mp.spawn(_worker, (port, str(folder)), nprocs=2)
-    return {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")}
+    return run_on_two_processes(worker, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

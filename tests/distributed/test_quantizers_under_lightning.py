@@ -3,16 +3,12 @@
 The process group does not exist yet when the quantizers are built: Lightning makes it when the training starts.
 """
 
-import os
-import socket
-from pathlib import Path
-
 import lightning
 import pytest
 import torch
-import torch.multiprocessing as mp
 from omegaconf import OmegaConf
 from test_quantizers_two_processes import CONFIGS, OVERRIDES, SMALL
+from two_processes import run_on_two_processes
 
 import vistok
 from vistok.decoder import CNNDecoder
@@ -65,25 +61,17 @@ def fit(module, share, **options):
     return {name: value.clone() for name, value in module.tokenizer.state_dict().items()}
 
 
-def _worker(rank, port, folder):
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), NODE_RANK="0")
+def worker(rank, folder):
     modules = {path.stem: make(path) for path in CONFIGS}
     share = slice(0, BATCH // 2) if rank == 0 else slice(BATCH // 2, BATCH)
     for name, module in modules.items():
-        torch.save(fit(module, share, strategy="ddp", devices=2), Path(folder, f"{name}_{rank}.pt"))
-    torch.distributed.destroy_process_group()
+        torch.save(fit(module, share, strategy="ddp", devices=2), folder / f"{name}_{rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """What the two processes saved; started once for all tests, since a process takes seconds to import torch."""
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    mp.spawn(_worker, (port, str(folder)), nprocs=2)
-    return {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")}
+    return run_on_two_processes(worker, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

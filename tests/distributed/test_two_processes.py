@@ -1,13 +1,8 @@
 """Two gloo processes equal one process on the joined batch."""
 
-import os
-import socket
-from pathlib import Path
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from two_processes import run_on_two_processes
 
 from vistok import distributed
 from vistok.quantizer import VectorQuantizer
@@ -36,27 +31,18 @@ def trained(init, parts, rank=0, **arguments):
 INITS = ("normal", "batch", "kmeans")
 
 
-def _worker(rank, port, folder):
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def worker(rank, folder):
     for init in INITS:
-        torch.save(trained(init, (25, 35), rank), Path(folder, f"{init}_{rank}.pt"))
+        torch.save(trained(init, (25, 35), rank), folder / f"{init}_{rank}.pt")
     rows = torch.arange(10.0).reshape(5, 2) + 10 * rank
     taken = distributed.take_rows(rows[: 5 - rank], torch.tensor([0, 4, 5, 8]))
-    torch.save(taken, Path(folder, f"taken_{rank}.pt"))
-    dist.destroy_process_group()
+    torch.save(taken, folder / f"taken_{rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """What the two processes saved; started once for all tests, since a process takes seconds to import torch."""
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    mp.spawn(_worker, (port, str(folder)), nprocs=2)
-    return {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")}
+    return run_on_two_processes(worker, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("init", INITS)

@@ -1,14 +1,10 @@
 """Clusters on one rank, and everything collective on two ranks against one process."""
 
-import os
-import socket
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from two_processes import run_on_two_processes
 
 from vistok.ops import closest_rows, code_sums, kmeans, random_rows, sinkhorn_code
 
@@ -75,20 +71,13 @@ def collectives(parts, rank=0):
     }
 
 
-def _worker(rank, port, folder):
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    torch.save(collectives(PARTS, rank), Path(folder, f"{rank}.pt"))
-    dist.destroy_process_group()
+def worker(rank, folder):
+    torch.save(collectives(PARTS, rank), folder / f"{rank}.pt")
 
 
 def test_two_ranks_equal_one_process_on_the_joined_batch(tmp_path):
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    mp.spawn(_worker, (port, str(tmp_path)), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    results = run_on_two_processes(worker, tmp_path)
+    first, second = results["0"], results["1"]
     for name, value in collectives((60,)).items():
         if name.startswith("sinkhorn"):
             assert torch.equal(torch.cat([first[name], second[name]]), value), name

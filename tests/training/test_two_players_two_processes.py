@@ -1,17 +1,14 @@
 """Two gloo processes train both players as one process does on the joined batch, without an unused-parameter flag."""
 
 import json
-import os
-import socket
-from pathlib import Path
 
 import lightning
 import pytest
 import torch
-import torch.multiprocessing as mp
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 from two_players import make_batches, make_module
+from two_processes import run_on_two_processes
 
 STEPS = 6
 # Each closed gate leaves parameters without a gradient for a while; the penalty comes in some steps only.
@@ -62,32 +59,17 @@ def broken_batches():
     return batches
 
 
-def _worker(rank, port, folder):
-    torch.set_num_threads(1)
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        GROUP_RANK="0",
-        WORLD_SIZE="2",
-        LOCAL_WORLD_SIZE="2",
-        TORCHELASTIC_RUN_ID="test",
-    )
+def worker(rank, folder):
     for case in CASES:
-        torch.save(trained(case, folder, rank, 2), Path(folder, f"{case}_{rank}.pt"))
-    torch.save(trained("gates", folder, rank, 2, broken_batches()), Path(folder, f"broken_{rank}.pt"))
-    torch.distributed.destroy_process_group()
+        torch.save(trained(case, folder, rank, 2), folder / f"{case}_{rank}.pt")
+    torch.save(trained("gates", folder, rank, 2, broken_batches()), folder / f"broken_{rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """What the two processes wrote; started once for all tests, since a process takes seconds to import torch."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    mp.spawn(_worker, (port, str(folder)), nprocs=2)
+    run_on_two_processes(worker, folder)
     return folder
 
 
