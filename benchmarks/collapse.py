@@ -322,13 +322,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sizes", nargs="+", type=int, choices=SIZES, default=SIZES, metavar="K")
     parser.add_argument("--steps", type=int, default=Settings.steps)
     parser.add_argument("--batch-size", type=int, default=Settings.batch_size)
+    parser.add_argument("--lr", type=float, default=Settings.lr)
     parser.add_argument("--usage-tokens", type=int, default=Settings.usage_tokens)
     parser.add_argument("--change", nargs="+", default=(), metavar="KEY=VALUE", help="in the config of the quantizer")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    settings = Settings(steps=options.steps, batch_size=options.batch_size, usage_tokens=options.usage_tokens)
+    names = ("steps", "batch_size", "lr", "usage_tokens")
+    settings = Settings(**{name: getattr(options, name) for name in names})
     if options.output == RESULTS and (options.change or settings != Settings()):
         parser.error("runs with other settings than the study's need a folder of their own: add --output FOLDER")
     path = options.output / "collapse.json"

@@ -75,13 +75,22 @@ def test_a_strategy_that_divides_parameters_is_refused_with_the_reason(tiny, str
         check_trainer(config)
 
 
-@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
-def test_a_fused_optimiser_is_refused_where_lightning_cannot_clip_its_gradients(tiny, precision):
-    config, _ = tiny("run", f"trainer.precision={precision}", "optimizer.fused=true")
-    with pytest.raises(ValueError, match=rf"precision={precision} and optimizer.fused=true exclude each other"):
+def test_a_fused_optimiser_is_refused_where_it_scales_the_gradients_itself(tiny):
+    config, _ = tiny("run", "trainer.precision=16-mixed", "optimizer.fused=true")
+    with pytest.raises(ValueError, match=r"precision=16-mixed and optimizer.fused=true exclude each other"):
         check_trainer(config)
-    config, _ = tiny("run", "optimizer.fused=true")
-    check_trainer(config)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_fused_optimiser_takes_the_steps_of_one_that_is_not(tiny, precision):
+    weights = []
+    for fused in (True, False):
+        options = (f"optimizer.fused={fused}", f"trainer.precision={precision}", "trainer.max_steps=4")
+        config, folder = tiny(f"fused_{fused}", *options, "trainer.gradient_clip_val=0.01")
+        train(config, folder)
+        weights.append(load_file(folder / "bundle" / "model.safetensors"))
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_the_slurm_launcher_composes_with_settings_it_knows():

@@ -345,15 +345,15 @@ class TokenizerModule(lightning.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip the tokenizer's gradient as the trainer says and the discriminator's by its own norm."""
-        if self.adversarial is None:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-            return
-        discriminator = list(self.adversarial.parameters())
-        if self.adversarial.clip is not None:
-            nn.utils.clip_grad_norm_(discriminator, self.adversarial.clip)
+        theirs: list[nn.Parameter] = []
+        if self.adversarial is not None:
+            theirs = list(self.adversarial.parameters())
+            if self.adversarial.clip is not None:
+                nn.utils.clip_grad_norm_(theirs, self.adversarial.clip)
         if gradient_clip_val:
-            theirs = set(discriminator)
-            ours = [value for group in optimizer.param_groups for value in group["params"] if value not in theirs]
+            # Not by Lightning, which refuses fused optimisers even where there is no scaler.
+            excluded = set(theirs)
+            ours = [value for group in optimizer.param_groups for value in group["params"] if value not in excluded]
             by_value = gradient_clip_algorithm == GradClipAlgorithmType.VALUE
             (nn.utils.clip_grad_value_ if by_value else nn.utils.clip_grad_norm_)(ours, gradient_clip_val)
 

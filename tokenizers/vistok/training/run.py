@@ -320,10 +320,11 @@ def check_trainer(config: DictConfig) -> None:
             "and the gradient's norm need whole ones: use trainer.strategy=ddp, which every tokenizer of a few billion "
             "parameters fits"
         )
-    if str(settings.precision).endswith("-mixed") and config.optimizer.get("fused"):
+    if str(settings.precision) in ("16-mixed", "16") and config.optimizer.get("fused"):
         raise ValueError(
-            f"trainer.precision={settings.precision} and optimizer.fused=true exclude each other: Lightning does not "
-            "clip gradients that a fused optimiser may still have to scale back. Set optimizer.fused=false"
+            f"trainer.precision={settings.precision} and optimizer.fused=true exclude each other: a fused optimiser "
+            "scales the gradients back by itself, so they cannot be clipped before. Use trainer.precision=bf16-mixed "
+            "or optimizer.fused=false"
         )
 
 
