@@ -3,6 +3,7 @@
 import csv
 import shutil
 import signal
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -209,6 +210,18 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(run):
     with pytest.raises(InterruptedError):
         run("run", "ckpt=auto", callback=Kill())
     assert rows(run("run", "ckpt=auto")) == rows(run("whole"))
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_after_training_signals_do_what_they_did_before(run, failing):
+    class Fail(Callback):
+        def on_train_batch_end(self, *_):
+            raise InterruptedError
+
+    before = [signal.getsignal(number) for number in last_checkpoint.SIGNALS]
+    with pytest.raises(InterruptedError) if failing else nullcontext():
+        run("run", callback=Fail() if failing else Callback())
+    assert [signal.getsignal(number) for number in last_checkpoint.SIGNALS] == before
 
 
 def test_a_second_signal_ends_the_process_at_once_but_an_echo_of_the_first_does_not(tmp_path, monkeypatch, caplog):

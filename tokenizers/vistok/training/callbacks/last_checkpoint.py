@@ -180,15 +180,20 @@ class LastCheckpoint(Checkpoint):
             self._stop(received)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Stop if a signal came after the last save."""
+        """Stop if a signal came after the last save, else give the signals back.
+
+        To Lightning, which gives back its own before `on_fit_end` and `teardown`.
+        """
         received, _ = self._agree(trainer, pl_module)
         if received and self.path.exists():
             self._stop(received)
+        self._restore_handlers()
 
-    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
         """Give the signals back."""
         self._restore_handlers()
-        self._received = None
 
     def _handler(self, kill: Callable[[int], None] | None) -> Callable[[int, FrameType | None], None]:
         """What is done on a signal; `kill` passes it on to processes that this one has started."""
@@ -264,6 +269,7 @@ class LastCheckpoint(Checkpoint):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
+        self._received = None
 
 
 def _device(pl_module: lightning.LightningModule) -> torch.device:
