@@ -100,7 +100,7 @@ def nodes(value):
 def test_every_group_folder_is_used():
     config = composed()
     groups = {path.name for path in CONFIGS.iterdir() if path.is_dir() and any(path.glob("*.yaml"))}
-    assert groups <= set(config) | {"experiment"}
+    assert groups <= set(config) | {"experiment", "protocol"}
 
 
 @pytest.mark.parametrize("name", ["train", "eval"])

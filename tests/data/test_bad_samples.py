@@ -3,7 +3,9 @@
 import csv
 import logging
 
-from vistok.data.bad_samples import BadSample, BadSampleLog
+import pytest
+
+from vistok.data.bad_samples import BadSample, BadSampleLimit, BadSampleLog, TooManyBadSamplesError
 
 SAMPLES = [BadSample("a.jpg", "empty", "0 bytes"), BadSample("b,c.jpg", "truncated", 'ends "early"')]
 
@@ -25,3 +27,19 @@ def test_written_table_reads_back_and_leaves_no_other_file(tmp_path):
     with path.open(newline="", encoding="utf-8") as file:
         assert [BadSample(**row) for row in csv.DictReader(file)] == SAMPLES
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_share_above_the_limit_stops_with_counts_and_list():
+    limit = BadSampleLimit(0.1, minimum=20)
+    limit.add(15, SAMPLES)
+    limit.add(1, SAMPLES)  # seen before
+    limit.add(2, SAMPLES)
+    with pytest.raises(
+        TooManyBadSamplesError, match=r"3 of 21 .*\(2 empty, 1 truncated\).*0\.1 allows:\n  a\.jpg: empty"
+    ):
+        limit.add(0, [BadSample("c.jpg", "empty", "0 bytes")])
+
+
+def test_impossible_share_is_refused():
+    with pytest.raises(ValueError, match="between 0 and 1, got 5"):
+        BadSampleLimit(5)

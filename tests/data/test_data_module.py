@@ -156,7 +156,7 @@ def test_preprocessing_is_plain_and_complete():
         ({"batch_size": 0}, r"data\.batch_size"),
         ({"num_workers": -1}, r"data\.num_workers"),
         ({"channels": 2}, r"data\.channels must be 3 .* got 2"),
-        ({"resize_filter": "nearest"}, "bicubic, bilinear, lanczos; got 'nearest'"),
+        ({"resize_filter": "nearest"}, "bicubic, bilinear, lanczos, box; got 'nearest'"),
         ({"samples_per_epoch": 0}, r"data\.samples_per_epoch"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vistok.data.decode import BadImageError, decode_image
+from vistok.data.decode import BadImageError, check_background, decode_image
 
 RED_GREEN_BLUE = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]]], dtype=np.uint8)
 
@@ -35,6 +35,23 @@ def test_rgb_is_read_as_it_is_from_a_file_and_from_bytes(tmp_path):
     (tmp_path / "a.png").write_bytes(data)
     assert pixels(decode_image(data)) == RED_GREEN_BLUE.tolist()
     assert pixels(decode_image(tmp_path / "a.png")) == RED_GREEN_BLUE.tolist()
+
+
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}, {"quality": 30}])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_jpeg_has_the_pixels_of_pillow(mode, options):
+    noise = np.random.default_rng(0).integers(0, 256, (9, 11, 3), dtype=np.uint8)
+    data = encode(Image.fromarray(noise).resize((75, 53), Image.Resampling.BICUBIC).convert(mode), "JPEG", **options)
+    with Image.open(io.BytesIO(data)) as image:
+        expected = np.asarray(image.convert("RGB"))
+    assert np.array_equal(decode_image(data).permute(1, 2, 0).numpy(), expected)
+
+
+def test_exif_orientation_of_a_jpeg_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(Image.new("RGB", (20, 10)), "JPEG", exif=exif)
+    assert decode_image(data).shape == (3, 20, 10)
 
 
 def test_exif_orientation_is_applied():
@@ -171,3 +188,38 @@ def test_decompression_bomb_is_too_large():
 def test_unknown_number_of_channels_is_named():
     with pytest.raises(ValueError, match="got 2"):
         decode_image(b"", channels=2)
+
+
+def test_sixteen_bit_colour_keeps_its_upper_bits():
+    # PIL writes no such file, so it is put together from its chunks: one pixel of 0, 32768 and 65535.
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0))
+    row = zlib.compress(b"\0" + struct.pack(">HHH", 0, 32768, 65535))
+    data = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", row) + chunk(b"IEND", b"")
+    assert pixels(decode_image(data)) == [[[0, 128, 255]]]
+
+
+def test_picture_of_pillow_is_taken_as_it_is():
+    assert pixels(decode_image(Image.new("RGBA", (1, 1), (0, 100, 200, 51)))) == [[[204, 224, 244]]]
+
+
+@pytest.mark.parametrize(("size", "expected"), [(20, (40, 25)), (25, (40, 25)), (26, (80, 50)), (60, (160, 100))])
+def test_reduced_decoding_keeps_the_short_side_asked_for(size, expected):
+    data = encode(Image.linear_gradient("L").resize((160, 100)).convert("RGB"), "JPEG")
+    image = decode_image(data, reduced_size=size)
+    assert (image.shape[2], image.shape[1]) == expected
+    whole = Image.fromarray(decode_image(data).permute(1, 2, 0).numpy()).resize(expected, Image.Resampling.BOX)
+    assert np.abs(image.permute(1, 2, 0).numpy().astype(int) - np.asarray(whole)).mean() < 3
+
+
+def test_reduced_decoding_leaves_other_formats_alone():
+    data = encode(Image.new("RGB", (160, 100)))
+    assert decode_image(data, reduced_size=20).shape == (3, 100, 160)
+
+
+@pytest.mark.parametrize("background", [(1, 2), (0, 0, 256), (0.5, 0, 0)])
+def test_background_that_is_no_colour_is_refused(background):
+    with pytest.raises(ValueError, match="three integers from 0 to 255"):
+        check_background(background)

@@ -14,6 +14,7 @@ from vistok.data.image_folder import (
     read_file_list,
     split_by_hash,
 )
+from vistok.data.pictures import PictureDataset
 from vistok.data.transforms import EvalTransform, TrainTransform
 
 
@@ -98,7 +99,7 @@ def test_single_picture_and_impossible_share_are_refused_with_advice():
 
 def test_sample_has_key_and_label(tmp_path):
     write(tmp_path / "cat/a.png"), write(tmp_path / "dog/b.png", (9, 8, 7))
-    folder = ImageFolder(tmp_path, find_images(tmp_path), EvalTransform(8), False, ["cat", "dog"])
+    folder = PictureDataset(ImageFolder(tmp_path, find_images(tmp_path), ["cat", "dog"]), EvalTransform(8), train=False)
     sample = folder[0, 1]
     assert (sample["key"], sample["label"]) == ("dog/b.png", 1)
     assert sample["image"][:, 0, 0].tolist() == [9, 8, 7]
@@ -106,7 +107,7 @@ def test_sample_has_key_and_label(tmp_path):
 
 def test_picture_smaller_than_the_crop_is_enlarged(tmp_path):
     write(tmp_path / "a.png", size=(3, 5))
-    assert ImageFolder(tmp_path, ["a.png"], TrainTransform(8))[0, 0]["image"].shape == (3, 8, 8)
+    assert PictureDataset(ImageFolder(tmp_path, ["a.png"]), TrainTransform(8))[0, 0]["image"].shape == (3, 8, 8)
 
 
 def test_unreadable_picture_is_replaced_in_training_and_reported_in_evaluation(tmp_path):
@@ -114,10 +115,10 @@ def test_unreadable_picture_is_replaced_in_training_and_reported_in_evaluation(t
         write(tmp_path / name)
     (tmp_path / "b.png").write_bytes(b"no picture")
     bad = BadSample("b.png", "not an image", "10 bytes of no picture format that PIL knows")
-    train = ImageFolder(tmp_path, find_images(tmp_path), TrainTransform(8))
+    train = PictureDataset(ImageFolder(tmp_path, find_images(tmp_path)), TrainTransform(8))
     assert (train[0, 1]["key"], train[0, 1]["bad"]) == ("c.png", [bad])
     assert torch.equal(train[0, 1]["image"], train[0, 2]["image"])
-    assert ImageFolder(tmp_path, find_images(tmp_path), EvalTransform(8), train=False)[0, 1] == bad
+    assert PictureDataset(ImageFolder(tmp_path, find_images(tmp_path)), EvalTransform(8), train=False)[0, 1] == bad
 
 
 def test_unreadable_folder_is_refused_at_once_with_examples(tmp_path):
@@ -126,14 +127,14 @@ def test_unreadable_folder_is_refused_at_once_with_examples(tmp_path):
     with pytest.raises(
         ValueError, match=r"2 pictures in a row .* unreadable, such as a\.png: empty \(0 bytes\); b\.png"
     ):
-        ImageFolder(tmp_path, find_images(tmp_path), EvalTransform(8), train=False)
+        PictureDataset(ImageFolder(tmp_path, find_images(tmp_path)), EvalTransform(8), train=False)
 
 
 def test_too_many_unreadable_pictures_in_a_row_stop_training(tmp_path):
     write(tmp_path / "a.png")
     for number in range(5):
         (tmp_path / f"b{number}.png").touch()
-    folder = ImageFolder(tmp_path, find_images(tmp_path), TrainTransform(8), max_bad=3)
+    folder = PictureDataset(ImageFolder(tmp_path, find_images(tmp_path)), TrainTransform(8), max_bad=3)
     assert folder[0, 5]["key"] == "a.png"
     with pytest.raises(ValueError, match="3 pictures in a row"):
         folder[0, 1]
@@ -145,7 +146,7 @@ def test_file_names_outside_utf8_are_read(tmp_path):
         write(tmp_path / name)
     except OSError:
         pytest.skip("this file system stores UTF-8 names only")
-    assert ImageFolder(tmp_path, find_images(tmp_path), EvalTransform(8))[0, 0]["key"] == name
+    assert PictureDataset(ImageFolder(tmp_path, find_images(tmp_path)), EvalTransform(8))[0, 0]["key"] == name
 
 
 def test_a_validation_share_of_unreadable_pictures_gets_a_readable_one():

@@ -49,7 +49,7 @@ def test_resize_is_antialiased():
 
 
 def test_unknown_filter_lists_the_allowed_ones():
-    with pytest.raises(ValueError, match="bicubic, bilinear, lanczos; got 'BICUBIC'"):
+    with pytest.raises(ValueError, match="bicubic, bilinear, lanczos, box; got 'BICUBIC'"):
         EvalTransform(8, "BICUBIC")
 
 
@@ -138,3 +138,47 @@ def test_every_byte_survives_the_model_range():
 def test_values_outside_the_model_range_are_clamped_and_others_rounded():
     values = torch.tensor([-7.0, 0.4 / 127.5 - 1, 0.6 / 127.5 - 1, 0.0, 7.0])
     assert to_uint8(values).tolist() == [0, 0, 1, 128, 255]
+
+
+@pytest.mark.parametrize("size", [(40, 61), (83, 70), (16, 16), (33, 97)])
+def test_adm_crop_equals_its_steps_in_pillow(size):
+    image = picture(*size)
+    pil = Image.fromarray(image.permute(1, 2, 0).numpy())
+    while min(pil.size) >= 2 * 16:
+        pil = pil.resize((pil.width // 2, pil.height // 2), Image.Resampling.BOX)
+    scale = 16 / min(pil.size)
+    pil = pil.resize((round(pil.width * scale), round(pil.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (pil.width - 16) // 2, (pil.height - 16) // 2
+    expected = np.asarray(pil.crop((left, top, left + 16, top + 16)))
+    assert np.array_equal(EvalTransform(16, resize_mode="adm")(image).permute(1, 2, 0).numpy(), expected)
+
+
+def test_multi_scale_crops_come_from_every_short_side():
+    transform, image = TrainTransform(8, short_sides=(8, 16), flip=False), coordinates(64, 64)
+    spans = set()
+    for index in range(200):
+        crop = transform(image, sample_generator(0, 0, index)).float()
+        spans.add(round((crop[0, 6, 0] - crop[0, 1, 0]).item() / 5))
+    assert spans == set(range(4, 9))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"short_sides": (4, 16)}, r"two lengths of at least 8 pixels such as \[8,12\], got \[4, 16\]"),
+        ({"short_sides": (8, 16), "crop_scale": (0.5, 1.0)}, "leave out short_sides"),
+        ({"resize_mode": "adm", "crop_scale": (0.5, 1.0)}, "leave out short_sides and resize_mode"),
+        ({"resize_mode": "ADM"}, "one of short_side, adm; got 'ADM'"),
+        ({"resize_mode": "adm", "resize_filter": "box"}, "leave out resize_filter=box"),
+    ],
+)
+def test_settings_without_effect_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        TrainTransform(8, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "needed"), [({}, 8), ({"short_sides": (8, 12)}, 12), ({"crop_scale": (0.25, 1.0)}, 16)]
+)
+def test_needed_size_is_what_no_crop_enlarges(options, needed):
+    assert TrainTransform(8, **options).needed_size == needed

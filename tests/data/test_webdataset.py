@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from vistok.data.transforms import EvalTransform, TrainTransform
-from vistok.data.webdataset import ShardDataset, count_samples, expand_shards
+from vistok.data.webdataset import BadShardError, ShardDataset, count_samples, expand_shards
 
 # Torch warns of more workers than cores, of which a test machine may have one.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -70,8 +70,62 @@ def test_braces_are_expanded_and_missing_shards_named(shards):
         expand_shards(f"{folder}/part-{{0..5}}.tar")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         expand_shards(f"{folder}/nowhere/{{0..5}}.tar")
-    with pytest.raises(ValueError, match="local files"):
-        expand_shards("https://example.org/{0..5}.tar")
+
+
+def test_folder_of_shards_needs_no_braces(shards):
+    assert expand_shards(str(shards[0].parent)) == shards
+    (shards[0].parent / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"empty has no \.tar files"):
+        expand_shards(f"{shards[0].parent}/empty")
+
+
+def test_pipes_and_urls_are_read_like_files(shards):
+    folder = shards[0].parent
+    for pattern in (f"pipe:cat {folder}/part-{{0..3}}.tar", f"file://{folder}/part-{{0..3}}.tar"):
+        assert keys(eval_set(expand_shards(pattern))) == [f"{n:03d}" for n in range(40)]
+
+
+@pytest.mark.parametrize("cut", [4096 + 600, 4096])
+def test_truncated_pipe_is_reported(shards, cut):
+    seen = list(eval_set([f"pipe:head -c {cut} {shards[0]} # .tar", shards[1]]))
+    assert {bad.kind for batch in seen for bad in batch["bad"]} == {"bad shard"}
+    assert {f"{n:03d}" for n in range(10, 20)} < {key for batch in seen for key in batch["keys"]}
+
+
+def test_failing_command_is_reported(shards):
+    seen = list(eval_set(["pipe:cat /nowhere/part.tar 2> /dev/null", shards[1]], num_samples=10))
+    assert {bad.kind for batch in seen for bad in batch["bad"]} == {"bad shard"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shard_that_vanishes_during_training_is_reported_and_the_epoch_goes_on(shards, workers):
+    dataset = train_set(shards)
+    shards[2].unlink()
+    seen = list(DataLoader(dataset, batch_size=None, num_workers=workers))
+    assert len(seen) == 10
+    assert ("part-2.tar", "bad shard") in {(bad.key, bad.kind) for batch in seen for bad in batch["bad"]}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damaged_shard_stops_the_run_where_asked_to(shards, workers):
+    dataset = train_set(shards, on_bad_shard="stop")
+    shards[2].unlink()
+    with pytest.raises(BadShardError, match=r"shard part-2\.tar: .*No such file"):
+        list(DataLoader(dataset, batch_size=None, num_workers=workers))
+    with pytest.raises(ValueError, match="must be skip or stop, got 'halt'"):
+        train_set(shards, on_bad_shard="halt")
+
+
+def test_caption_of_a_sample_is_its_text(tmp_path):
+    shard = write_shard(tmp_path / "a.tar", {f"{n}": {"png": png(n), "txt": f"gray {n}".encode()} for n in range(4)})
+    assert next(iter(eval_set([shard])))["texts"] == ["gray 0", "gray 1", "gray 2", "gray 3"]
+
+
+def test_every_picture_format_of_folders_is_read(tmp_path):
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "TIFF")
+    shard = write_shard(tmp_path / "a.tar", {"1": {"tif": file.getvalue()}})
+    assert keys(eval_set([shard])) == ["1"]
 
 
 def test_samples_are_counted_in_the_headers(shards):

@@ -12,6 +12,8 @@ from vistok.evaluation.evaluate import CODEBOOK_METRICS
 from vistok.metric import CodebookUsage, l1, psnr, ssim
 from vistok.quantizer.base import Quantized
 
+MORE = {"distances": ["kid", "sfid"], "fdd": "test_vit", "cmmd": "test_vit"}
+
 
 def run(tokenizer, batches, **options):
     defaults = {"protocol": PROTOCOL, "lpips": None, "rfid": False}
@@ -108,6 +110,18 @@ def test_the_rate_is_that_of_the_tokenizer(tokenizer, batches):
     assert run(tokenizer, batches).metrics["bits_per_pixel"] == 3 / 16
 
 
+def test_the_coded_rate_counts_what_an_adaptive_coder_spends(tokenizer, batches):
+    usage = CodebookUsage((8,))
+    usage.update(tokenizer.encode(joined(batches)).indices)
+    metrics = run(tokenizer, batches).metrics
+    assert metrics["coded_bits_per_pixel"] == pytest.approx(usage.coded_bits() / (13 * 32 * 48))
+    assert metrics["coded_bits_per_pixel"] > metrics["entropy_bits"] / 16
+
+
+def test_peak_memory_is_positive(tokenizer, batches):
+    assert run(tokenizer, batches).metrics["peak_memory_mib"] > 1
+
+
 def test_speeds_are_positive(tokenizer, batches):
     metrics = run(tokenizer, batches).metrics
     assert metrics["encode_images_per_second"] > 0
@@ -202,9 +216,9 @@ def test_evaluation_does_not_train(tokenizer, batches):
     assert tokenizer.training
 
 
-@pytest.mark.parametrize("metric", ["lpips", "rfid"])
+@pytest.mark.parametrize("metric", ["lpips", "rfid", "kid", "sfid", "fdd", "cmmd"])
 def test_missing_weights_leave_the_metric_out_with_the_reason(metric, tokenizer, batches, tmp_path):
-    evaluation = run(tokenizer, batches, weights=tmp_path, lpips="vgg", rfid=True)
+    evaluation = run(tokenizer, batches, weights=tmp_path, lpips="vgg", rfid=True, **MORE)
     assert metric not in evaluation.metrics
     assert "VISTOK_WEIGHTS" in evaluation.missing[metric]
 
@@ -294,3 +308,14 @@ def test_real_networks_are_measured_and_named(tokenizer):
     evaluation = run(tokenizer, make_batches(2), lpips="alex")
     assert 0 < evaluation.metrics["lpips"] < 2
     assert evaluation.protocol["lpips"]["network"] == "LPIPS v0.1, alex"
+
+
+@pytest.mark.skipif("VISTOK_WEIGHTS" not in os.environ, reason="VISTOK_WEIGHTS")
+def test_one_pass_of_inception_measures_everything(tokenizer):
+    names = ["sfid", "kid", "precision_recall", "inception_score"]
+    evaluation = run(tokenizer, make_batches(5), rfid=True, distances=names)
+    assert {"rfid", "sfid", "kid", "precision", "recall"} <= set(evaluation.metrics)
+    # The weights at hand were converted without the classifier.
+    assert ("inception_score" in evaluation.metrics) != ("inception_score" in evaluation.missing)
+    assert len(evaluation.protocol["rfid"]["sha256"]) == 64
+    assert set(evaluation.notes) == {"rfid", "sfid", "kid"}

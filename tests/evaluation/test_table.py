@@ -52,6 +52,17 @@ def test_numbers_measured_differently_are_pointed_out():
     assert "device" not in text
 
 
+def test_different_protocols_are_warned_of_by_name():
+    a, b = make(psnr=21.0), make(psnr=22.0)
+    a.protocol["protocol"], b.protocol["protocol"] = "vistok", "llamagen"
+    text = " ".join(printed({"a": a, "b": b}).split())
+    assert "differ in: protocol (vistok, llamagen). Numbers of different protocols are not comparable" in text
+
+
+def test_equal_protocols_are_not_warned_of():
+    assert "Not measured alike" not in printed({"a": make(psnr=21.0), "b": make(psnr=22.0)})
+
+
 @pytest.mark.parametrize("width", [40, 60, 80])
 def test_narrow_terminals_lose_no_digits(width):
     text = "".join(printed(make(psnr=21.517), width).split())

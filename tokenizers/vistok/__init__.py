@@ -4,7 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from vistok.config import build
 from vistok.hierarchical import HierarchicalTokenizer
-from vistok.hub import load, save
+from vistok.hub import list_pretrained, load, push_to_hub, save
 from vistok.quantizer import Quantized, Quantizer
 from vistok.tokenizer import Reconstruction, Tokenizer
 
@@ -21,6 +21,8 @@ __all__ = [
     "Tokenizer",
     "__version__",
     "build",
+    "list_pretrained",
     "load",
+    "push_to_hub",
     "save",
 ]

@@ -7,6 +7,12 @@ import sys
 SUBCOMMANDS = {
     "train": "train a tokenizer",
     "eval": "evaluate a bundle and write a report",
+    "convert": "make a bundle of a published checkpoint",
+    "list": "list the published tokenizers that vistok loads",
+    "compare": "show saved evaluations side by side",
+    "shards": "write pictures into tar shards for data=webdataset",
+    "export-tokens": "encode a data set, for a generator to train on",
+    "sample": "images of a trained generator",
 }
 
 
@@ -14,7 +20,7 @@ def main() -> None:
     """Dispatch ``vistok SUBCOMMAND [overrides]``."""
     arguments = sys.argv[1:]
     if arguments and arguments[0] in SUBCOMMANDS:
-        module = f"vistok.cli.{arguments[0]}"
+        module = f"vistok.cli.{arguments[0].replace('-', '_')}"
         sys.argv = [sys.argv[0], *arguments[1:]]
         # Lightning starts the other processes of a run as `python -m <name of __main__>` with the same arguments.
         sys.modules["__main__"].__spec__ = importlib.util.find_spec(module)
@@ -25,8 +31,8 @@ def main() -> None:
 
         sys.stdout.write(f"vistok {__version__}\n")
         return
-    lines = ["usage: vistok SUBCOMMAND [Hydra overrides]", ""]
-    lines += [f"  {name:<8}{what}" for name, what in SUBCOMMANDS.items()]
+    lines = ["usage: vistok SUBCOMMAND [Hydra overrides or options]", ""]
+    lines += [f"  {name:<15}{what}" for name, what in SUBCOMMANDS.items()]
     lines += ["", "vistok SUBCOMMAND --help explains groups and settings; vistok --version"]
     asked_for_help = not arguments or arguments[0] in ("-h", "--help")
     if not asked_for_help:

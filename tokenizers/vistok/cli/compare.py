@@ -1,6 +1,9 @@
-"""Side-by-side table of the runs of a sweep."""
+"""``vistok compare``: saved evaluations side by side, also after a sweep."""
 
+import argparse
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,3 +27,32 @@ class CompareRuns(Callback):
         print_table(evaluations)
         metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
         (folder / "comparison.json").write_text(json.dumps(metrics, indent=2) + "\n")
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser("vistok compare", description="Show saved evaluations side by side.")
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="metrics.json, or the folder that holds it")
+    paths = [Path(path) for path in parser.parse_args().paths]
+    from vistok.evaluation.result import read_evaluation
+    from vistok.evaluation.table import print_table
+
+    try:
+        evaluations = [read_evaluation(path) for path in paths]
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    print_table(dict(zip(names_of(paths), evaluations, strict=True)))
+
+
+def names_of(paths: list[Path]) -> list[str]:
+    """A name for each path: what differs between the folders of the evaluations."""
+    folders = [path.parent if path.suffix == ".json" else path for path in map(Path.resolve, paths)]
+    if len(set(folders)) == 1:
+        return [folder.name for folder in folders]
+    common = os.path.commonpath(folders)
+    return [os.path.relpath(folder, common) for folder in folders]
+
+
+if __name__ == "__main__":
+    main()

@@ -23,7 +23,11 @@ def task(config: DictConfig) -> dict[str, Any]:
     from hydra.core.hydra_config import HydraConfig
 
     from vistok.training.callbacks import TrainingInterrupted
-    from vistok.training.run import train
+
+    if config.prior:
+        from vistok.prior.run import train_prior as train
+    else:
+        from vistok.training.run import train
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:

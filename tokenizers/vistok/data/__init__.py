@@ -8,41 +8,70 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vistok.data.bad_samples import BadSample, BadSampleLog
+    from vistok.data.bad_samples import BadSample, BadSampleLimit, BadSampleLog, TooManyBadSamplesError
     from vistok.data.decode import BadImageError, decode_image
+    from vistok.data.hugging_face import HuggingFaceSet, HuggingFaceStream
     from vistok.data.image_folder import ImageFolder
-    from vistok.data.loader import TrainLoader
-    from vistok.data.module import DataModule, ImageFolderData, PhotosData, WebDatasetData
+    from vistok.data.loader import DeadWorkerError, TrainLoader
+    from vistok.data.mixture import MixtureData
+    from vistok.data.module import (
+        DataModule,
+        HuggingFaceData,
+        ImageFolderData,
+        PhotosData,
+        TorchvisionData,
+        WebDatasetData,
+    )
     from vistok.data.photos import Photos
+    from vistok.data.pictures import Picture, PictureDataset, PictureSource, PictureStream
     from vistok.data.sampler import EpochBatchSampler
+    from vistok.data.torchvision_set import TorchvisionSet
     from vistok.data.transforms import EvalTransform, TrainTransform, to_model_range, to_uint8
-    from vistok.data.webdataset import ShardDataset
+    from vistok.data.webdataset import BadShardError, ShardDataset
 
 _MODULES = {
-    "bad_samples": ("BadSample", "BadSampleLog"),
+    "bad_samples": ("BadSample", "BadSampleLimit", "BadSampleLog", "TooManyBadSamplesError"),
     "decode": ("BadImageError", "decode_image"),
+    "hugging_face": ("HuggingFaceSet", "HuggingFaceStream"),
     "image_folder": ("ImageFolder",),
-    "loader": ("TrainLoader",),
-    "module": ("DataModule", "ImageFolderData", "PhotosData", "WebDatasetData"),
+    "loader": ("DeadWorkerError", "TrainLoader"),
+    "mixture": ("MixtureData",),
+    "module": ("DataModule", "HuggingFaceData", "ImageFolderData", "PhotosData", "TorchvisionData", "WebDatasetData"),
     "photos": ("Photos",),
+    "pictures": ("Picture", "PictureDataset", "PictureSource", "PictureStream"),
     "sampler": ("EpochBatchSampler",),
+    "torchvision_set": ("TorchvisionSet",),
     "transforms": ("EvalTransform", "TrainTransform", "to_model_range", "to_uint8"),
-    "webdataset": ("ShardDataset",),
+    "webdataset": ("BadShardError", "ShardDataset"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "BadImageError",
     "BadSample",
+    "BadSampleLimit",
     "BadSampleLog",
+    "BadShardError",
     "DataModule",
+    "DeadWorkerError",
     "EpochBatchSampler",
     "EvalTransform",
+    "HuggingFaceData",
+    "HuggingFaceSet",
+    "HuggingFaceStream",
     "ImageFolder",
     "ImageFolderData",
+    "MixtureData",
     "Photos",
     "PhotosData",
+    "Picture",
+    "PictureDataset",
+    "PictureSource",
+    "PictureStream",
     "ShardDataset",
+    "TooManyBadSamplesError",
+    "TorchvisionData",
+    "TorchvisionSet",
     "TrainLoader",
     "TrainTransform",
     "WebDatasetData",

@@ -25,6 +25,58 @@ class BadSample(NamedTuple):
     reason: str
 
 
+class TooManyBadSamplesError(ValueError):
+    """More samples than allowed could not be read; the message counts them by kind and lists the first."""
+
+
+class BadSampleLimit:
+    """Stops when the share of bad samples is above a limit.
+
+    Args:
+        max_share: Largest share put up with, in [0, 1].
+        minimum: No judgement before this many samples were seen, so that one bad sample of three is no reason to stop.
+
+    Raises:
+        ValueError: If the share is not in [0, 1].
+    """
+
+    def __init__(self, max_share: float, minimum: int = 200) -> None:
+        if not 0 <= max_share <= 1:
+            raise ValueError(f"max_bad_share must lie between 0 and 1, got {max_share}; 0.01 allows one in a hundred")
+        self.max_share = max_share
+        self.minimum = minimum
+        self.num_good = 0
+        self.bad: dict[str, BadSample] = {}
+
+    def add(self, num_good: int, bad: Iterable[BadSample]) -> None:
+        """Count samples that were read and samples that were not; each bad key counts once.
+
+        Raises:
+            TooManyBadSamplesError: If the share is above the limit.
+        """
+        self.num_good += num_good
+        self.bad.update((sample.key, sample) for sample in bad)
+        if self.num_good + len(self.bad) >= self.minimum:
+            self.check()
+
+    def check(self) -> None:
+        """Judge what was seen so far, however little.
+
+        Raises:
+            TooManyBadSamplesError: If the share is above the limit.
+        """
+        seen = self.num_good + len(self.bad)
+        if len(self.bad) > self.max_share * seen:
+            kinds = ", ".join(
+                f"{count} {kind}" for kind, count in Counter(item.kind for item in self.bad.values()).items()
+            )
+            listed = "\n".join(f"  {key}: {kind} ({reason})" for key, kind, reason in list(self.bad.values())[:50])
+            raise TooManyBadSamplesError(
+                f"{len(self.bad)} of {seen} samples cannot be read ({kinds}), more than "
+                f"max_bad_share={self.max_share:g} allows:\n{listed}"
+            )
+
+
 class BadSampleLog:
     """Remembers every bad sample once; training and evaluation feed it with ``batch["bad"]``.
 

@@ -7,14 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
-from vistok.data.bad_samples import BadSample
-from vistok.data.collate import Sample
 from vistok.data.decode import BadImageError, decode_image
-from vistok.data.transforms import sample_generator
+from vistok.data.pictures import Picture, PictureSource
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -136,74 +131,31 @@ def is_readable(root: Path, path: str) -> bool:
     return True
 
 
-class ImageFolder(Dataset):
-    """Pictures below a folder; items are asked for by ``(epoch, index)``.
-
-    A picture that cannot be read is replaced by the next readable one in training, and given back as a `BadSample` in
-    evaluation, where a stand-in would falsify the numbers.
+class ImageFolder(PictureSource):
+    """Pictures below a folder.
 
     Args:
         root: Folder that `paths` are relative to.
         paths: Pictures, as `find_images` gives them.
-        transform: From a uint8 picture ``(c h w)`` and a generator to ``(c s s)``.
-        train: Whether to replace unreadable pictures.
         classes: First-level folder names; a picture's label is the position of its own. Empty, or without one that
             occurs: no labels.
-        channels: 1, 3 or 4.
-        seed: Seed of the transform.
-        max_bad: How many unreadable pictures in a row are put up with.
-
-    Raises:
-        ValueError: If the first `max_bad` pictures are all unreadable.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        paths: Sequence[str],
-        transform: Callable[[Tensor, torch.Generator], Tensor],
-        train: bool = True,
-        classes: Sequence[str] = (),
-        channels: int = 3,
-        seed: int = 0,
-        max_bad: int = 64,
-    ) -> None:
+    def __init__(self, root: Path, paths: Sequence[str], classes: Sequence[str] = ()) -> None:
         self.root = root
-        self.transform = transform
-        self.train = train
-        self.channels = channels
-        self.seed = seed
-        self.max_bad = max_bad
+        self.name = str(root.absolute())
+        self.classes = classes
         # One array of bytes instead of a list of str: a million Python objects would be copied into every worker, page
         # by page, as their reference counts change.
         self._paths = np.array([os.fsencode(path) for path in paths])
+        self.fingerprint = hashlib.blake2b(self._paths.tobytes(), digest_size=16).hexdigest()
         numbers = {name: number for number, name in enumerate(classes)}
         labels = [numbers.get(PurePosixPath(path).parts[0], -1) for path in paths]
         self._labels = np.array(labels) if -1 not in labels else None
-        self._first_readable(0, 0)
 
     def __len__(self) -> int:
         return len(self._paths)
 
-    def __getitem__(self, item: tuple[int, int]) -> Sample | BadSample:
-        epoch, index = item
-        return self._first_readable(epoch, index) if self.train else self._read(epoch, index)
-
-    def _read(self, epoch: int, index: int) -> Sample | BadSample:
+    def __getitem__(self, index: int) -> Picture:
         path = os.fsdecode(self._paths[index])
-        try:
-            image = decode_image(self.root / path, self.channels)
-            image = self.transform(image, sample_generator(self.seed, epoch, path))
-        except BadImageError as error:
-            return BadSample(path, error.kind, error.reason)
-        return {"image": image, "key": path, "label": None if self._labels is None else int(self._labels[index])}
-
-    def _first_readable(self, epoch: int, index: int) -> Sample:
-        bad = []
-        for offset in range(min(self.max_bad, len(self))):
-            sample = self._read(epoch, (index + offset) % len(self))
-            if not isinstance(sample, BadSample):
-                return sample | {"bad": bad}
-            bad.append(sample)
-        listed = "; ".join(f"{sample.key}: {sample.kind} ({sample.reason})" for sample in bad[:3])
-        raise ValueError(f"{len(bad)} pictures in a row below {self.root.absolute()} are unreadable, such as {listed}")
+        return Picture(path, self.root / path, None if self._labels is None else int(self._labels[index]))

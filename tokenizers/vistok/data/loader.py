@@ -1,6 +1,8 @@
-"""A training loader that can start where a checkpoint stopped."""
+"""Loaders that name what goes wrong, and a training loader that can start where a checkpoint stopped."""
 
+import logging
 import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,7 +10,15 @@ import torch
 from lightning import Trainer
 from torch.utils.data import DataLoader, Dataset
 
+from vistok.data.bad_samples import BadSampleLimit
 from vistok.data.collate import Batch
+from vistok.data.transforms import to_model_range
+
+logger = logging.getLogger(__name__)
+
+
+class DeadWorkerError(OSError):
+    """A loading process died or does not answer."""
 
 
 def leave_signals_to_the_main_process(worker: int) -> None:
@@ -21,7 +31,71 @@ def leave_signals_to_the_main_process(worker: int) -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-class TrainLoader(DataLoader):
+class WatchedLoader(DataLoader):
+    """A `DataLoader` whose batches have images in [-1, 1], made from the uint8 that loading processes hand over.
+
+    It stops with a `DeadWorkerError` if one of these died, and at a share of bad samples.
+
+    Args:
+        dataset: As of `DataLoader`.
+        max_bad_share: Largest share of bad samples in a pass; judged once 200 samples were seen. None: any.
+        **options: Further arguments of `DataLoader`.
+    """
+
+    def __init__(self, dataset: Dataset, max_bad_share: float | None = None, **options: Any) -> None:
+        # Iterators draw a base seed for their workers: from a generator of their own, not from the global one.
+        super().__init__(dataset, generator=torch.Generator().manual_seed(0), **options)
+        self._max_bad_share = max_bad_share
+
+    def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self._watched(self._batches())
+
+    def _batches(self) -> Iterator[Batch]:
+        if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+            return super().__iter__()
+        # Torch installs a handler that raises the death of a worker wherever the main process happens to be, in the
+        # middle of an optimiser step too. Without it, the loader notices when it waits for that worker.
+        before = signal.getsignal(signal.SIGCHLD)
+        batches = super().__iter__()
+        if _is_of_torch(signal.getsignal(signal.SIGCHLD)):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL if _is_of_torch(before) else before)
+        return batches
+
+    def _in_model_range(self, batch: Batch) -> Batch:
+        images = batch.get("images")
+        if images is None or images.dtype != torch.uint8:
+            return batch
+        images = to_model_range(images)
+        return batch | {"images": images.pin_memory() if self.pin_memory else images}
+
+    def _watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        limit = None if self._max_bad_share is None else BadSampleLimit(self._max_bad_share)
+        try:
+            for batch in batches:
+                if limit is not None:
+                    limit.add(len(batch["keys"]), batch["bad"])
+                yield self._in_model_range(batch)
+        except (RuntimeError, OSError, EOFError) as error:
+            if self.num_workers == 0 or not _is_of_a_dead_worker(error):
+                raise
+            raise DeadWorkerError(
+                f"{error or type(error).__name__}; a loading process may have been killed for want of memory or "
+                f"shared memory: set data.num_workers below {self.num_workers}, or to 0 to see its own error"
+            ) from error
+
+
+def _is_of_a_dead_worker(error: Exception) -> bool:
+    # Torch's own words; or a connection that broke while a batch was handed over. Errors of data sets begin otherwise.
+    if isinstance(error, RuntimeError):
+        return str(error).startswith("DataLoader")
+    return not str(error).startswith("Caught ")
+
+
+def _is_of_torch(handler: Any) -> bool:
+    return getattr(handler, "__module__", "").startswith("torch.utils.data")
+
+
+class TrainLoader(WatchedLoader):
     """A `DataLoader` whose every pass is one epoch, and which knows and can take a position.
 
     It has ``state_dict`` and ``load_state_dict``, which Lightning stores in its checkpoints and calls before it makes
@@ -34,12 +108,13 @@ class TrainLoader(DataLoader):
             whole batches and has ``set_epoch``, ``start_at`` and a length.
         trainer: The Trainer that consumes the batches. None: every pass is the next epoch, and ``state_dict`` tells
             where the current pass began.
-        **options: Further arguments of `DataLoader`.
+        restarts: How many times loading processes are started again after one died, with exactly the next batch.
+        **options: Further arguments of `WatchedLoader`.
     """
 
-    def __init__(self, dataset: Dataset, trainer: Trainer | None = None, **options: Any) -> None:
-        # Iterators draw a base seed for their workers: from a generator of their own, not from the global one.
-        super().__init__(dataset, generator=torch.Generator().manual_seed(0), **options)
+    def __init__(self, dataset: Dataset, trainer: Trainer | None = None, restarts: int = 0, **options: Any) -> None:
+        super().__init__(dataset, **options)
+        self._restarts = restarts
         self._source: Any = options.get("batch_sampler") or dataset
         self._trainer: Any = trainer  # the counters read here are not in Lightning's declared types
         self._epoch = 0 if trainer is None else self._trainer.fit_loop.epoch_progress.current.processed
@@ -51,16 +126,37 @@ class TrainLoader(DataLoader):
         if self._origin is not None and (self._trainer is None or self._processed() > self._origin):
             self._epoch, self._batch = self._epoch + 1, 0
         self._origin = self._processed()
+        return self._pass(self._from(self._batch))
+
+    def _from(self, batch: int) -> Iterator[Batch]:
+        """Batches of the epoch from a number on."""
         self._source.set_epoch(self._epoch)
-        self._source.start_at(self._batch)
-        return self._pass(super().__iter__())
+        self._source.start_at(batch)
+        return self._watched(self._batches())
 
     def _pass(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         # With max_steps and no validation, Lightning resumes a checkpoint of an epoch's end by asking for one batch
         # more of that epoch. It is told that there is none, and goes on to the next epoch.
         trainer = self._trainer
         if trainer is None or trainer.fit_loop.epoch_loop.batch_progress.current.ready < self._length():
-            yield from batches
+            yield from self._restarted(batches)
+
+    def _restarted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches, from new loading processes where one died."""
+        position = self._batch
+        while True:
+            try:
+                for batch in batches:
+                    position += 1
+                    yield batch
+                return
+            except DeadWorkerError as error:
+                if self._restarts == 0:
+                    raise
+                self._restarts -= 1
+                logger.warning("%s. Started again at batch %d; %d restarts left", error, position, self._restarts)
+                self._iterator = None
+                batches = self._from(position)
 
     def _processed(self) -> int:
         return 0 if self._trainer is None else self._trainer.fit_loop.epoch_loop.batch_progress.total.processed

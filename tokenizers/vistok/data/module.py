@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning import LightningDataModule
-from torch.utils.data import DataLoader
+from lightning import LightningDataModule, Trainer
 
+from vistok.data.bad_samples import BadSampleLimit
 from vistok.data.collate import collate
+from vistok.data.decode import check_background
+from vistok.data.hugging_face import HuggingFaceSet
 from vistok.data.image_folder import (
     ImageFolder,
     find_classes,
@@ -20,11 +22,13 @@ from vistok.data.image_folder import (
     read_file_list,
     split_by_hash,
 )
-from vistok.data.loader import TrainLoader, leave_signals_to_the_main_process
+from vistok.data.loader import TrainLoader, WatchedLoader, leave_signals_to_the_main_process
 from vistok.data.photos import Photos
+from vistok.data.pictures import PictureDataset, PictureSource
 from vistok.data.sampler import EpochBatchSampler
+from vistok.data.torchvision_set import TorchvisionSet, splits_of
 from vistok.data.transforms import EvalTransform, TrainTransform, check_filter
-from vistok.data.webdataset import ShardDataset, count_samples, expand_shards
+from vistok.data.webdataset import ShardDataset, count_all, expand_shards, is_remote
 
 
 class DataModule(LightningDataModule, ABC):
@@ -44,6 +48,8 @@ class DataModule(LightningDataModule, ABC):
         seed: Seed of the order and of all augmentation.
         resize_filter: ``"bicubic"``, ``"bilinear"`` or ``"lanczos"``, PIL's, antialiased.
         flip: Whether to mirror half of the training pictures.
+        worker_timeout: Seconds after which a loading process that gives no batch counts as dead; 0: never.
+        worker_restarts: How many times training starts its loading processes again after one died.
 
     Raises:
         ValueError: If a size or count is not positive, or the filter or number of channels is unknown.
@@ -60,21 +66,27 @@ class DataModule(LightningDataModule, ABC):
         seed: int = 0,
         resize_filter: str = "bicubic",
         flip: bool = True,
+        worker_timeout: float = 600,
+        worker_restarts: int = 3,
     ) -> None:
         super().__init__()
-        self.image_size = _at_least(1, "image_size", image_size)
-        self.eval_size = _at_least(1, "eval_size", image_size if eval_size is None else eval_size)
-        self.batch_size = _at_least(1, "batch_size", batch_size)
-        self.eval_batch_size = _at_least(
+        self.image_size = at_least(1, "image_size", image_size)
+        self.eval_size = at_least(1, "eval_size", image_size if eval_size is None else eval_size)
+        self.batch_size = at_least(1, "batch_size", batch_size)
+        self.eval_batch_size = at_least(
             1, "eval_batch_size", batch_size if eval_batch_size is None else eval_batch_size
         )
-        self.num_workers = _at_least(0, "num_workers", num_workers)
+        self.num_workers = at_least(0, "num_workers", num_workers)
         if channels not in (1, 3, 4):
             raise ValueError(f"data.channels must be 3 (RGB), 1 (gray) or 4 (RGBA), got {channels}")
         self.channels = channels
         self.seed = seed
         self.resize_filter = check_filter(resize_filter)
         self.flip = flip
+        if worker_timeout < 0:
+            raise ValueError(f"data.worker_timeout must be at least 0 seconds, got {worker_timeout}")
+        self.worker_timeout = worker_timeout
+        self.worker_restarts = at_least(0, "worker_restarts", worker_restarts)
 
     @abstractmethod
     def make_dataset(self, split: Literal["train", "eval"]) -> Any:
@@ -108,37 +120,46 @@ class DataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> TrainLoader:
         """Endless epochs of full batches; resumes exactly from a Trainer's checkpoint."""
-        rank, world_size = self._rank_and_world_size()
-        sampler = EpochBatchSampler(len(self.train_dataset), self.batch_size, self.seed, True, rank, world_size)
-        _check_epoch(len(sampler), len(self.train_dataset), self.batch_size, world_size)
-        return TrainLoader(
-            self.train_dataset,
-            self.trainer,
-            batch_sampler=sampler,
-            persistent_workers=self.num_workers > 0,
-            **self._options(self.image_size),
-        )
+        return self.make_train_loader(self.trainer, *self._rank_and_world_size())
 
-    def eval_dataloader(self) -> DataLoader:
-        """Every evaluation picture once, in a fixed order; under DDP this rank's share."""
-        rank, world_size = self._rank_and_world_size()
-        sampler = EpochBatchSampler(
-            len(self.eval_dataset), self.eval_batch_size, 0, False, rank, world_size, drop_last=False
-        )
-        return DataLoader(
-            self.eval_dataset, batch_sampler=sampler, generator=torch.Generator(), **self._options(self.eval_size)
-        )
+    def eval_dataloader(self) -> WatchedLoader:
+        """Every evaluation picture once; under DDP this rank's share."""
+        return self.make_eval_loader(*self._rank_and_world_size())
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> WatchedLoader:
         """The same as `eval_dataloader`, under the name that Lightning calls."""
         return self.eval_dataloader()
 
+    def make_train_loader(self, trainer: Trainer | None, rank: int, world_size: int) -> TrainLoader:
+        """Training batches of one of several processes; without a Trainer, every pass is the next epoch."""
+        sampler = EpochBatchSampler(len(self.train_dataset), self.batch_size, self.seed, True, rank, world_size)
+        check_epoch(len(sampler), len(self.train_dataset), self.batch_size, world_size)
+        return TrainLoader(
+            self.train_dataset,
+            trainer,
+            batch_sampler=sampler,
+            persistent_workers=self.num_workers > 0,
+            restarts=self.worker_restarts,
+            **self._options(self.image_size),
+        )
+
+    def make_eval_loader(self, rank: int, world_size: int) -> WatchedLoader:
+        """Evaluation batches of one of several processes, in a fixed order."""
+        sampler = EpochBatchSampler(
+            len(self.eval_dataset), self.eval_batch_size, 0, False, rank, world_size, drop_last=False
+        )
+        return WatchedLoader(self.eval_dataset, batch_sampler=sampler, **self._options(self.eval_size))
+
     def _options(self, size: int) -> dict[str, Any]:
+        """Arguments of the loaders of single samples, `size` pixels wide."""
+        return self._worker_options() | {"collate_fn": partial(collate, channels=self.channels, size=size, raw=True)}
+
+    def _worker_options(self) -> dict[str, Any]:
         return {
             "num_workers": self.num_workers,
             "pin_memory": torch.cuda.is_available(),
             "worker_init_fn": leave_signals_to_the_main_process,
-            "collate_fn": partial(collate, channels=self.channels, size=size),
+            "timeout": self.worker_timeout if self.num_workers else 0,
         }
 
     def _rank_and_world_size(self) -> tuple[int, int]:
@@ -167,7 +188,7 @@ class PhotosData(DataModule):
         self, samples_per_epoch: int = 10_000, min_scale: float = 1.0, include_gray: bool = False, **options: Any
     ) -> None:
         super().__init__(**options)
-        self.samples_per_epoch = _at_least(1, "samples_per_epoch", samples_per_epoch)
+        self.samples_per_epoch = at_least(1, "samples_per_epoch", samples_per_epoch)
         self.min_scale = min_scale
         self.include_gray = include_gray
 
@@ -200,7 +221,85 @@ class PhotosData(DataModule):
         }
 
 
-class ImageFolderData(DataModule):
+class PictureData(DataModule):
+    """Picture files of any origin: decoded, resized and cropped.
+
+    Args:
+        crop_scale: None: resize the short side, crop at random. ``[low, high]``: cut a square of that share of the
+            largest square's area, resize it.
+        short_sides: None: `image_size`. ``[low, high]``: short side in pixels that a training picture is resized to
+            before the crop, drawn for each (multi-scale).
+        resize_mode: ``"short_side"``, or ``"adm"``: halved by a box filter, then bicubic, and the centre rounded down.
+        reduced_decode: Decode large JPEG files for training at a half, quarter or eighth of their size, at least twice
+            what the crop needs.
+        background: RGB in [0, 255] behind transparent pixels, unless `channels` is 4.
+        max_bad: How many unreadable pictures in a row are put up with.
+        max_bad_share: Largest share of unreadable pictures in a pass.
+        **options: Arguments of `DataModule`.
+    """
+
+    def __init__(
+        self,
+        crop_scale: Sequence[float] | None = None,
+        short_sides: Sequence[int] | None = None,
+        resize_mode: str = "short_side",
+        reduced_decode: bool = False,
+        background: Sequence[int] = (255, 255, 255),
+        max_bad: int = 64,
+        max_bad_share: float = 0.1,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.resize_mode = resize_mode
+        self.train_transform = TrainTransform(
+            self.image_size, self.resize_filter, crop_scale, self.flip, short_sides, resize_mode
+        )
+        self.eval_transform = EvalTransform(self.eval_size, self.resize_filter, resize_mode)
+        self.reduced_decode = reduced_decode
+        self.background = check_background(background)
+        self.max_bad = at_least(1, "max_bad", max_bad)
+        self.max_bad_share = BadSampleLimit(max_bad_share).max_share
+
+    def _dataset(self, source: PictureSource, split: Literal["train", "eval"]) -> PictureDataset:
+        transform = self.train_transform if split == "train" else self.eval_transform
+        return PictureDataset(source, transform, split == "train", **self._decoding(split))
+
+    def _decoding(self, split: Literal["train", "eval"]) -> dict[str, Any]:
+        """How data sets of a split decode, beside their transform."""
+        reduced = self.reduced_decode and split == "train"
+        return {
+            "channels": self.channels,
+            "background": self.background,
+            "seed": self.seed,
+            "max_bad": self.max_bad,
+            # As PIL recommends: with twice the pixels the named filter still decides what is seen.
+            "reduced_size": 2 * self.train_transform.needed_size if reduced else None,
+        }
+
+    def _worker_options(self) -> dict[str, Any]:
+        return super()._worker_options() | {"max_bad_share": self.max_bad_share}
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """How a new picture is brought into the form of training."""
+        return super().preprocessing | {"resize": {"filter": self.resize_filter, "mode": self.resize_mode}}
+
+    def _protocol(self, dataset: str, split: str, num_images: int) -> dict[str, Any]:
+        ways = {
+            "short_side": f"short side, {self.resize_filter} (PIL)",
+            "adm": "ADM: short side, halved by box, then bicubic (PIL)",
+        }
+        return {
+            "dataset": dataset,
+            "split": split,
+            "num_images": num_images,
+            "resize": ways[self.resize_mode],
+            "crop": "center",
+            "size": [self.eval_size, self.eval_size],
+        }
+
+
+class ImageFolderData(PictureData):
     """A folder of pictures; labels are the first-level folders where there are at least two.
 
     Args:
@@ -208,10 +307,7 @@ class ImageFolderData(DataModule):
         file_list: Text file with one path relative to `root` per line; None: every picture below `root`.
         val_root: Folder of validation pictures; where it lies below `root`, training leaves it out. None: a share.
         val_share: Share of the pictures of `root` held out by a hash of their paths, without `val_root`.
-        crop_scale: None: resize the short side, crop at random. ``[low, high]``: cut a square of that share of the
-            largest square's area, resize it.
-        max_bad: How many unreadable pictures in a row are put up with.
-        **options: Arguments of `DataModule`.
+        **options: Arguments of `PictureData`.
     """
 
     def __init__(
@@ -220,8 +316,6 @@ class ImageFolderData(DataModule):
         file_list: str | None = None,
         val_root: str | None = None,
         val_share: float = 0.05,
-        crop_scale: Sequence[float] | None = None,
-        max_bad: int = 64,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -231,8 +325,6 @@ class ImageFolderData(DataModule):
         self.file_list = None if file_list is None else Path(file_list).expanduser()
         self.val_root = None if val_root is None else Path(val_root).expanduser()
         self.val_share = val_share
-        self.crop_scale = crop_scale
-        self.max_bad = _at_least(1, "max_bad", max_bad)
         if self.root and self.val_root and self.val_root.resolve() == self.root.resolve():
             raise ValueError(
                 f"data.val_root and data.root are both {self.root.absolute()}: validation would measure training "
@@ -255,44 +347,131 @@ class ImageFolderData(DataModule):
             return paths, find_images(self.val_root), classes
         return *split_by_hash(paths, self.val_share, partial(is_readable, self.root)), classes
 
-    def make_dataset(self, split: Literal["train", "eval"]) -> ImageFolder:
+    def make_dataset(self, split: Literal["train", "eval"]) -> PictureDataset:
         """Training or validation pictures."""
         train, val, classes = self._split
         if split == "train":
             if self.root is None:
                 raise ValueError("data.root is not set: set it to a folder of training pictures, data.root=/my/photos")
             root, paths = self.root, train
-            transform = TrainTransform(self.image_size, self.resize_filter, self.crop_scale, self.flip)
         else:
             root, paths = self.val_root or self.root, val
             assert root is not None
-            transform = EvalTransform(self.eval_size, self.resize_filter)
-        return ImageFolder(root, paths, transform, split == "train", classes, self.channels, self.seed, self.max_bad)
+        return self._dataset(ImageFolder(root, paths, classes), split)
 
     @property
     def protocol(self) -> dict[str, Any]:
         """What evaluation looks at."""
-        return {
-            "dataset": str(self.val_root or self.root),
-            "split": "whole folder" if self.val_root else f"share of {self.val_share:g} by hash of the path",
-            "num_images": len(self.eval_dataset),
-            "resize": f"short side, {self.resize_filter} (PIL)",
-            "crop": "center",
-            "size": [self.eval_size, self.eval_size],
-        }
+        split = "whole folder" if self.val_root else f"share of {self.val_share:g} by hash of the path"
+        return self._protocol(str(self.val_root or self.root), split, len(self.eval_dataset))
 
 
-class WebDatasetData(DataModule):
-    """Tar shards of pictures (``jpg``, ``jpeg``, ``png``, ``webp``; label ``cls``).
+class TorchvisionData(PictureData):
+    """A data set that comes with torchvision, by name.
 
     Args:
-        shards: Brace pattern of training shards, such as ``/data/train-{00000..00007}.tar``; evaluation does without.
-        val_shards: Brace pattern of validation shards.
-        samples_per_epoch: Training pictures per epoch; None counts them in the tar headers once.
+        name: A key of `vistok.data.torchvision_set.SETS`.
+        root: Folder where torchvision keeps its sets; a set that is not there is downloaded.
+        split: Split to train on; None: the set's own (``train``).
+        val_split: Split to evaluate on; None: the set's own (``test`` or ``val``).
+        **options: Arguments of `PictureData`.
+
+    Raises:
+        ValueError: If there is no such set or split, or both splits are the same.
+    """
+
+    def __init__(
+        self, name: str, root: str = "data", split: str | None = None, val_split: str | None = None, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        splits = splits_of(name)
+        self.set_name = name
+        self.root = Path(root).expanduser()
+        self.splits = {"train": split or splits[0], "eval": val_split or splits[min(1, len(splits) - 1)]}
+        if self.splits["train"] == self.splits["eval"]:
+            raise ValueError(
+                f"training and evaluation would both see the split {self.splits['eval']!r} of {name}: set data.split "
+                f"and data.val_split to two of {', '.join(splits)}, or convert it with vistok shards"
+            )
+
+    def prepare_data(self) -> None:
+        """Download what is not there; Lightning calls this on one process only."""
+        for split in self.splits.values():
+            TorchvisionSet(self.set_name, self.root, split)
+
+    def make_dataset(self, split: Literal["train", "eval"]) -> PictureDataset:
+        """Training or validation pictures."""
+        return self._dataset(TorchvisionSet(self.set_name, self.root, self.splits[split]), split)
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What evaluation looks at."""
+        return self._protocol(f"torchvision {self.set_name}", self.splits["eval"], len(self.eval_dataset))
+
+
+class HuggingFaceData(PictureData):
+    """A data set of the Hugging Face hub or a folder of one; needs the library ``datasets``.
+
+    Args:
+        name: ``owner/name`` on the hub, or a folder.
+        config_name: Which of several configurations of the set; None: its default.
+        split: Split to train on.
+        val_split: Split to evaluate on, slices such as ``train[95%:]`` included.
+        image_key: Column of pictures.
+        label_key: Column of integer labels; None: no labels.
+        text_key: Column of captions; None: no captions.
+        **options: Arguments of `PictureData`.
+
+    Raises:
+        ValueError: If both splits are the same.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config_name: str | None = None,
+        split: str = "train",
+        val_split: str = "validation",
+        image_key: str = "image",
+        label_key: str | None = None,
+        text_key: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        if split == val_split:
+            raise ValueError(
+                f"training and evaluation would both see the split {split!r}: set data.val_split to another"
+            )
+        self.set_name = name
+        self.splits = {"train": split, "eval": val_split}
+        self.columns: dict[str, Any] = {
+            "config_name": config_name,
+            "image_key": image_key,
+            "label_key": label_key,
+            "text_key": text_key,
+        }
+
+    def make_dataset(self, split: Literal["train", "eval"]) -> PictureDataset:
+        """Training or validation pictures."""
+        return self._dataset(HuggingFaceSet(self.set_name, self.splits[split], **self.columns), split)
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What evaluation looks at."""
+        return self._protocol(f"Hugging Face {self.set_name}", self.splits["eval"], len(self.eval_dataset))
+
+
+class WebDatasetData(PictureData):
+    """Tar shards of pictures (any format that `ImageFolderData` reads; label ``cls``, caption ``txt``).
+
+    Args:
+        shards: Training shards: a folder, or a brace pattern of files, URLs or pipes such as
+            ``/data/train-{00000..00007}.tar``; evaluation does without.
+        val_shards: Validation shards in the same form.
+        samples_per_epoch: Training pictures per epoch; None: from the manifest, or counted in the tar headers once.
         shuffle_buffer: Undecoded pictures that each worker shuffles among.
-        crop_scale: As in `ImageFolderData`.
-        max_bad: How many unreadable pictures in a row are put up with.
-        **options: Arguments of `DataModule`.
+        on_bad_shard: ``"skip"`` or ``"stop"`` at a shard that is damaged or vanishes.
+        **options: Arguments of `PictureData`.
     """
 
     def __init__(
@@ -301,8 +480,7 @@ class WebDatasetData(DataModule):
         val_shards: str,
         samples_per_epoch: int | None = None,
         shuffle_buffer: int = 1000,
-        crop_scale: Sequence[float] | None = None,
-        max_bad: int = 64,
+        on_bad_shard: str = "skip",
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -310,54 +488,54 @@ class WebDatasetData(DataModule):
         self.val_shards = expand_shards(val_shards)
         self.val_pattern = val_shards
         if samples_per_epoch is not None:
-            _at_least(1, "samples_per_epoch", samples_per_epoch)
+            at_least(1, "samples_per_epoch", samples_per_epoch)
+        elif shards is not None and is_remote(shards):
+            raise ValueError(
+                "data.samples_per_epoch is not set, and shards behind URLs and pipes are not counted: set it to the "
+                "number of training pictures"
+            )
         self.samples_per_epoch = samples_per_epoch
-        self.shuffle_buffer = _at_least(1, "shuffle_buffer", shuffle_buffer)
-        self.crop_scale = crop_scale
-        self.max_bad = _at_least(1, "max_bad", max_bad)
+        self.shuffle_buffer = at_least(1, "shuffle_buffer", shuffle_buffer)
+        self.on_bad_shard = on_bad_shard
         if shared := set(self.shards) & set(self.val_shards):
-            raise ValueError(f"data.shards and data.val_shards share {len(shared)} files such as {min(shared)}")
+            first = min(map(str, shared))
+            raise ValueError(f"data.shards and data.val_shards share {len(shared)} files such as {first}")
 
     @cached_property
     def num_samples(self) -> int:
         """Training samples per epoch over all ranks."""
         if not self.shards:
             raise ValueError(
-                "data.shards is not set: set it to a pattern, with both quotes: "
+                "data.shards is not set: set it to a folder or a pattern, with both quotes: "
                 "\"data.shards='/data/train-{00000..00007}.tar'\""
             )
-        return self.samples_per_epoch or sum(map(count_samples, self.shards))
+        return self.samples_per_epoch or count_all(self.shards)
 
     @cached_property
     def num_eval_samples(self) -> int:
         """Validation samples over all ranks."""
-        return sum(map(count_samples, self.val_shards))
+        return count_all(self.val_shards)
 
-    def make_dataset(self, split: Literal["train", "eval"]) -> Any:
+    def make_dataset(self, split: Literal["train", "eval"]) -> ShardDataset:
         """Training or validation batches of this rank."""
-        rank, world_size = self._rank_and_world_size()
-        options: dict[str, Any] = {
-            "channels": self.channels,
-            "seed": self.seed,
-            "rank": rank,
-            "world_size": world_size,
-            "max_bad": self.max_bad,
-        }
+        return self._batches(split, *self._rank_and_world_size(), raw=False)
+
+    def _batches(self, split: Literal["train", "eval"], rank: int, world_size: int, raw: bool = True) -> ShardDataset:
+        options = self._decoding(split)
+        options |= {"raw": raw, "rank": rank, "world_size": world_size, "on_bad_shard": self.on_bad_shard}
         if split == "eval":
-            transform = EvalTransform(self.eval_size, self.resize_filter)
             return ShardDataset(
                 self.val_shards,
-                transform,
+                self.eval_transform,
                 self.eval_size,
                 self.eval_batch_size,
                 train=False,
                 num_samples=self.num_eval_samples,
                 **options,
             )
-        transform = TrainTransform(self.image_size, self.resize_filter, self.crop_scale, self.flip)
         return ShardDataset(
             self.shards,
-            transform,
+            self.train_transform,
             self.image_size,
             self.batch_size,
             num_samples=self.num_samples,
@@ -365,46 +543,42 @@ class WebDatasetData(DataModule):
             **options,
         )
 
-    def train_dataloader(self) -> TrainLoader:
-        """Endless epochs of full batches; resumes exactly with the same number of workers and processes."""
+    def make_train_loader(self, trainer: Trainer | None, rank: int, world_size: int) -> TrainLoader:
+        """Training batches; they resume exactly with the same number of workers and processes."""
         # Lightning warns that the length of an iterable data set may be wrong with workers; this one counts them.
         warnings.filterwarnings("ignore", "Your `IterableDataset` has `__len__` defined")
         # Made anew, since the rank is known only when a Trainer is attached.
-        dataset = self.make_dataset("train")
-        _check_epoch(len(dataset), self.num_samples, self.batch_size, dataset.world_size)
-        return TrainLoader(dataset, self.trainer, batch_size=None, **self._options())
+        dataset = self._batches("train", rank, world_size)
+        check_epoch(len(dataset), self.num_samples, self.batch_size, dataset.world_size)
+        return TrainLoader(dataset, trainer, self.worker_restarts, batch_size=None, **self._worker_options())
 
-    def eval_dataloader(self) -> DataLoader:
-        """Every evaluation picture once; the order of batches depends on the number of workers."""
-        return DataLoader(self.make_dataset("eval"), batch_size=None, generator=torch.Generator(), **self._options())
-
-    def _options(self, size: int | None = None) -> dict[str, Any]:
-        return {
-            "num_workers": self.num_workers,
-            "pin_memory": torch.cuda.is_available(),
-            "worker_init_fn": leave_signals_to_the_main_process,
-        }
+    def make_eval_loader(self, rank: int, world_size: int) -> WatchedLoader:
+        """Evaluation batches; their order depends on the number of workers."""
+        return WatchedLoader(self._batches("eval", rank, world_size), batch_size=None, **self._worker_options())
 
     @property
     def protocol(self) -> dict[str, Any]:
         """What evaluation looks at."""
-        return {
-            "dataset": self.val_pattern,
-            "split": "val_shards",
-            "num_images": self.num_eval_samples,
-            "resize": f"short side, {self.resize_filter} (PIL)",
-            "crop": "center",
-            "size": [self.eval_size, self.eval_size],
-        }
+        return self._protocol(self.val_pattern, "val_shards", self.num_eval_samples)
 
 
-def _at_least(smallest: int, name: str, value: int) -> int:
+def at_least(smallest: int, name: str, value: int) -> int:
+    """`value` if it is an integer of at least `smallest`.
+
+    Raises:
+        ValueError: If it is not; `name` is how a user types it.
+    """
     if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
         raise ValueError(f"data.{name} must be an integer of at least {smallest}, got {value!r}")
     return value
 
 
-def _check_epoch(num_batches: int, num_samples: int, batch_size: int, world_size: int) -> None:
+def check_epoch(num_batches: int, num_samples: int, batch_size: int, world_size: int) -> None:
+    """Check that an epoch has a batch.
+
+    Raises:
+        ValueError: If it has none.
+    """
     if num_batches < 1:
         raise ValueError(
             f"{num_samples} training pictures do not fill one batch of data.batch_size={batch_size} on each of "

@@ -24,7 +24,9 @@ FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
     "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
 }
+RESIZE_MODES = ("short_side", "adm")
 MAX_RESIZED_PIXELS = 2**27
 
 
@@ -48,6 +50,19 @@ def check_filter(name: str) -> str:
     if name not in FILTERS:
         raise ValueError(f"resize_filter must be one of {', '.join(FILTERS)}; got {name!r}")
     return name
+
+
+def check_resize(resize_mode: str, resize_filter: str) -> None:
+    """Check that a way to resize exists.
+
+    Raises:
+        ValueError: If mode or filter is unknown, or the mode does not use the filter.
+    """
+    if resize_mode not in RESIZE_MODES:
+        raise ValueError(f"resize_mode must be one of {', '.join(RESIZE_MODES)}; got {resize_mode!r}")
+    check_filter(resize_filter)
+    if resize_mode == "adm" and resize_filter != "bicubic":
+        raise ValueError(f"resize_mode=adm is box and then bicubic: leave out resize_filter={resize_filter}")
 
 
 def resize(
@@ -75,9 +90,32 @@ def resize_short_side(
     return resize(image, height, width, resize_filter)
 
 
-def center_crop(image: UInt8[Tensor, "c h w"], size: int) -> UInt8[Tensor, "c s s"]:
-    """Cut the `size` x `size` pixels in the middle, which the picture must have."""
-    return F.center_crop(image, [size, size])
+def resize_adm(image: UInt8[Tensor, "c h w"], size: int) -> UInt8[Tensor, "c h2 w2"]:
+    """Resize as guided diffusion (ADM) does: halve by a box filter while the result fits twice, then bicubic.
+
+    P. Dhariwal and A. Nichol: Diffusion models beat GANs on image synthesis, https://arxiv.org/abs/2105.05233.
+    """
+    while min(image.shape[1:]) >= 2 * size:
+        image = resize(image, image.shape[1] // 2, image.shape[2] // 2, "box")
+    return resize_short_side(image, size, "bicubic")
+
+
+def resize_by_mode(
+    image: UInt8[Tensor, "c h w"], size: int, resize_mode: str, resize_filter: str
+) -> UInt8[Tensor, "c h2 w2"]:
+    """Resize so that the short side is `size`, by one of `RESIZE_MODES`."""
+    return resize_adm(image, size) if resize_mode == "adm" else resize_short_side(image, size, resize_filter)
+
+
+def center_crop(image: UInt8[Tensor, "c h w"], size: int, resize_mode: str = "short_side") -> UInt8[Tensor, "c s s"]:
+    """Cut the `size` x `size` pixels in the middle, which the picture must have.
+
+    Where the middle lies between two pixels, torchvision rounds half to even and ADM down.
+    """
+    if resize_mode != "adm":
+        return F.center_crop(image, [size, size])
+    top, left = ((side - size) // 2 for side in image.shape[1:])
+    return image[:, top : top + size, left : left + size]
 
 
 def random_crop(image: UInt8[Tensor, "c h w"], size: int, generator: torch.Generator) -> UInt8[Tensor, "c s s"]:
@@ -117,7 +155,8 @@ def random_flip(image: UInt8[Tensor, "c h w"], generator: torch.Generator) -> UI
 
 def to_model_range(images: UInt8[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Map 0..255 to float32 in [-1, 1]: ``x / 127.5 - 1``."""
-    return images.float() / 127.5 - 1
+    # In place, since a batch is large enough for its fresh memory to be what costs time.
+    return images.float().div_(127.5).sub_(1)
 
 
 def to_uint8(images: Float[Tensor, "..."]) -> UInt8[Tensor, "..."]:
@@ -127,7 +166,7 @@ def to_uint8(images: Float[Tensor, "..."]) -> UInt8[Tensor, "..."]:
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Random square crop of a whole picture, and flip.
+    """Random square crop of a picture, and flip.
 
     Args:
         size: Side of the result in pixels.
@@ -135,28 +174,52 @@ class TrainTransform:
         crop_scale: None resizes the short side to `size` and crops at random; a range such as ``(0.5, 1.0)`` cuts a
             square of that share of the largest square's area and resizes it.
         flip: Whether to mirror half of the pictures.
+        short_sides: Smallest and largest short side in pixels that a picture is resized to before the crop, drawn
+            uniformly for each (multi-scale; ADM's random crop is ``(size, ceil(size / 0.8))``). None: `size`.
+        resize_mode: One of `RESIZE_MODES`.
 
     Raises:
-        ValueError: If the filter is unknown or the range is not inside (0, 1].
+        ValueError: If filter or mode is unknown, a range is impossible, or a setting would have no effect.
     """
 
     size: int
     resize_filter: str = "bicubic"
     crop_scale: Sequence[float] | None = None
     flip: bool = True
+    short_sides: Sequence[int] | None = None
+    resize_mode: str = "short_side"
 
     def __post_init__(self) -> None:
-        check_filter(self.resize_filter)
-        scale = self.crop_scale
+        check_resize(self.resize_mode, self.resize_filter)
+        scale, sides = self.crop_scale, self.short_sides
         if scale is not None and not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
             raise ValueError(f"crop_scale must be null or two shares of the area such as [0.5,1.0], got {list(scale)}")
+        if sides is not None and not (len(sides) == 2 and self.size <= sides[0] <= sides[1]):
+            raise ValueError(
+                f"short_sides must be null or two lengths of at least {self.size} pixels such as "
+                f"[{self.size},{self.size * 3 // 2}], got {list(sides)}"
+            )
+        if scale is not None and (sides is not None or self.resize_mode != "short_side"):
+            raise ValueError("crop_scale resizes the crop itself: leave out short_sides and resize_mode")
+
+    @property
+    def needed_size(self) -> int:
+        """Short side in pixels that a picture needs for a crop not to be enlarged."""
+        if self.short_sides is not None:
+            return self.short_sides[1]
+        return self.size if self.crop_scale is None else math.ceil(self.size / math.sqrt(self.crop_scale[0]))
 
     def __call__(self, image: UInt8[Tensor, "c h w"], generator: torch.Generator) -> UInt8[Tensor, "c s s"]:
         """Transform one picture."""
-        if self.crop_scale is None:
-            image = random_crop(resize_short_side(image, self.size, self.resize_filter), self.size, generator)
-        else:
+        if self.crop_scale is not None:
             image = random_resized_crop(image, self.size, self.crop_scale, generator, self.resize_filter)
+        else:
+            side = self.size
+            if self.short_sides is not None:
+                low, high = self.short_sides
+                side = int(torch.randint(low, high + 1, (), generator=generator))
+            image = resize_by_mode(image, side, self.resize_mode, self.resize_filter)
+            image = random_crop(image, self.size, generator)
         return random_flip(image, generator) if self.flip else image
 
 
@@ -167,19 +230,22 @@ class EvalTransform:
     Args:
         size: Side of the result in pixels.
         resize_filter: One of `FILTERS`.
+        resize_mode: One of `RESIZE_MODES`.
 
     Raises:
-        ValueError: If the filter is unknown.
+        ValueError: If filter or mode is unknown, or the mode does not use the filter.
     """
 
     size: int
     resize_filter: str = "bicubic"
+    resize_mode: str = "short_side"
 
     def __post_init__(self) -> None:
-        check_filter(self.resize_filter)
+        check_resize(self.resize_mode, self.resize_filter)
 
     def __call__(
         self, image: UInt8[Tensor, "c h w"], generator: torch.Generator | None = None
     ) -> UInt8[Tensor, "c s s"]:
         """Transform one picture; nothing is random."""
-        return center_crop(resize_short_side(image, self.size, self.resize_filter), self.size)
+        image = resize_by_mode(image, self.size, self.resize_mode, self.resize_filter)
+        return center_crop(image, self.size, self.resize_mode)

@@ -1,37 +1,57 @@
 """Shards: tar files of pictures, read in sequence by the webdataset library."""
 
 import itertools
-import os
 import random
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 from webdataset import filters, shardlists, tariterators
+from webdataset.gopen import gopen
 
 from vistok.data.bad_samples import BadSample
 from vistok.data.collate import Batch, Sample, collate
 from vistok.data.decode import BadImageError, decode_image
+from vistok.data.image_folder import EXTENSIONS
+from vistok.data.manifest import FILE_NAME, read_manifest
 from vistok.data.transforms import mix, sample_generator
 
-IMAGE_KEYS = ("jpg", "jpeg", "png", "webp")
+IMAGE_KEYS = tuple(extension[1:] for extension in EXTENSIONS)
 RawSample = dict[str, Any]
+Shard = Path | str
 
 
-def expand_shards(pattern: str) -> list[Path]:
-    """Files that a brace pattern such as ``train-{00000..00007}.tar`` names.
+class BadShardError(OSError):
+    """A shard that cannot be read to its end."""
+
+
+def is_remote(pattern: str) -> bool:
+    """Whether shards are read through a URL or the output of a command, ``pipe:...``."""
+    return "://" in pattern or pattern.startswith("pipe:")
+
+
+def expand_shards(pattern: str) -> list[Shard]:
+    """Shards that a pattern names.
+
+    Args:
+        pattern: A folder (its manifest says which, or all ``.tar`` files in it), or files, URLs or commands with
+            braces: ``train-{00000..00007}.tar``, ``https://host/{00000..00007}.tar``, ``pipe:cat {0..7}.tar``; several
+            patterns are joined by ``::``.
 
     Raises:
-        FileNotFoundError: If any of them does not exist.
-        ValueError: If the pattern is a URL or a pipe.
+        FileNotFoundError: If a folder has no shards, or any of the files does not exist.
+        ValueError: If the folder's conversion has not reached its end.
     """
-    if "://" in pattern or pattern.startswith("pipe:"):
-        raise ValueError(f"shards are read from local files, got {pattern}: download or mount them first")
+    if is_remote(pattern):
+        return list(shardlists.expand_urls(pattern))
+    folder = Path(pattern).expanduser()
+    if folder.is_dir():
+        return list(_shards_in(folder))
     paths = [Path(path).expanduser() for path in shardlists.expand_urls(pattern)]
     missing = [path for path in paths if not path.is_file()]
     if missing:
@@ -44,15 +64,31 @@ def expand_shards(pattern: str) -> list[Path]:
             f"{len(missing)} of the {len(paths)} shards that {pattern!r} names are missing, such as {missing[0].name}; "
             f"the folder {folder.absolute()} {holds}"
         )
+    return list(paths)
+
+
+def _shards_in(folder: Path) -> list[Path]:
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        if not manifest.complete:
+            raise ValueError(f"{folder.absolute()} is not finished: give its vistok shards command again")
+        paths = [folder / shard.name for shard in manifest.shards]
+        if missing := [path.name for path in paths if not path.is_file()]:
+            raise FileNotFoundError(
+                f"{len(missing)} shards of {folder.absolute() / FILE_NAME} are missing, such as {missing[0]}"
+            )
+        return paths
+    if not (paths := sorted(folder.glob("*.tar"))):
+        raise FileNotFoundError(f"{folder.absolute()} has no .tar files")
     return paths
 
 
-def count_samples(path: Path) -> int:
+def count_samples(shard: Shard) -> int:
     """Number of samples in a shard, from the tar headers alone; of a damaged shard, those before the damage."""
     keys = set()
     try:
-        with tarfile.open(path) as shard:
-            for member in shard:
+        with open_shard(shard) as stream, tarfile.open(fileobj=stream, mode=_tar_mode(shard)) as archive:
+            for member in archive:
                 key, extension = tariterators.base_plus_ext(member.name)
                 if member.isreg() and extension is not None and extension.lower() in IMAGE_KEYS:
                     keys.add(key)
@@ -61,17 +97,59 @@ def count_samples(path: Path) -> int:
     return len(keys)
 
 
-def read_shard(path: Path, report: Callable[[BadSample], None]) -> Iterator[RawSample]:
-    """Undecoded samples of a shard; one that is damaged is reported and ends there."""
+def _tar_mode(shard: Shard) -> Literal["r:*", "r|*"]:
+    # Only a local file can jump from header to header.
+    return "r:*" if isinstance(shard, Path) else "r|*"
+
+
+def count_all(shards: Sequence[Shard]) -> int:
+    """Number of samples in all shards, from the manifests beside them where a shard has the size noted there."""
+    known: dict[Path, tuple[int, int]] = {}
+    for folder in {shard.parent for shard in shards if isinstance(shard, Path)}:
+        if (manifest := read_manifest(folder)) is not None:
+            known.update({folder / shard.name: (shard.num_bytes, shard.num_samples) for shard in manifest.shards})
+    total = 0
+    for shard in shards:
+        num_bytes, num_samples = known.get(shard, (None, 0)) if isinstance(shard, Path) else (None, 0)
+        same = isinstance(shard, Path) and shard.stat().st_size == num_bytes
+        total += num_samples if same else count_samples(shard)
+    return total
+
+
+def open_shard(shard: Shard) -> Any:
+    """Open a local file, a URL or a pipe for reading."""
+    return shard.open("rb") if isinstance(shard, Path) else gopen(shard)
+
+
+class _Tail:
+    """A stream that remembers the last bytes it gave."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.tail = b""
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.stream.read(size)
+        self.tail = data[-512:] or self.tail
+        return data
+
+
+def read_shard(shard: Shard, report: Callable[[BadSample], None]) -> Iterator[RawSample]:
+    """Undecoded samples of a shard; one that is damaged, or not there any more, is reported and ends there."""
+    name = shard.name if isinstance(shard, Path) else shard
     try:
-        with path.open("rb") as stream:
-            files = tariterators.tar_file_expander([{"url": str(path), "stream": stream}])
+        with open_shard(shard) as file:
+            stream = _Tail(file)
+            files = tariterators.tar_file_expander([{"url": str(shard), "stream": stream}])
             yield from tariterators.group_by_keys(files)
             # A cut between two members looks like the end to tarfile; only the closing zeros tell.
-            if path.suffix == ".tar" and (stream.seek(-512, os.SEEK_END), any(stream.read()))[1]:
+            if name.endswith(".tar") and any(stream.tail):
                 raise tarfile.ReadError("no end-of-archive mark, so the file was cut off")
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        report(BadSample(path.name, "bad shard", f"{type(error).__name__}: {error.args[0] if error.args else ''}"))
+        reason = (
+            error.strerror if isinstance(error, OSError) and error.strerror else error.args[0] if error.args else ""
+        )
+        report(BadSample(name, "bad shard", f"{type(error).__name__}: {reason}"))
 
 
 class ShardDataset(IterableDataset):
@@ -87,7 +165,7 @@ class ShardDataset(IterableDataset):
     number of workers and ranks, so `start_at` needs only to leave out undecoded samples.
 
     Args:
-        shards: Tar files.
+        shards: Tar files: paths, or URLs and pipes as strings.
         transform: From a uint8 picture ``(c h w)`` and a generator to ``(c s s)``.
         size: The side s in pixels.
         batch_size: Samples per batch and process.
@@ -99,6 +177,11 @@ class ShardDataset(IterableDataset):
         rank: Number of this process.
         world_size: Number of processes.
         max_bad: How many unreadable samples in a row are put up with in training.
+        background: RGB in [0, 255] behind transparent pixels, unless `channels` is 4.
+        reduced_size: Decode large JPEG files at a reduced size whose short side is at least this, see `decode_image`.
+        on_bad_shard: ``"skip"``: report a shard that is damaged or has vanished, and go on with the next; ``"stop"``:
+            raise a `BadShardError`.
+        raw: Whether to leave the images uint8, see `collate`.
 
     Raises:
         ValueError: If there are no samples.
@@ -106,7 +189,7 @@ class ShardDataset(IterableDataset):
 
     def __init__(
         self,
-        shards: Sequence[Path],
+        shards: Sequence[Shard],
         transform: Callable[[Tensor, torch.Generator], Tensor],
         size: int,
         batch_size: int,
@@ -118,19 +201,28 @@ class ShardDataset(IterableDataset):
         rank: int = 0,
         world_size: int = 1,
         max_bad: int = 64,
+        background: Sequence[int] = (255, 255, 255),
+        reduced_size: int | None = None,
+        on_bad_shard: str = "skip",
+        raw: bool = False,
     ) -> None:
+        if on_bad_shard not in ("skip", "stop"):
+            raise ValueError(f"on_bad_shard must be skip or stop, got {on_bad_shard!r}")
         self.shards = list(shards)
         self.transform = transform
         self.batch_size = batch_size
         self.train = train
-        self.num_samples = sum(map(count_samples, self.shards)) if num_samples is None else num_samples
+        self.num_samples = count_all(self.shards) if num_samples is None else num_samples
         self.shuffle_buffer = shuffle_buffer
         self.channels = channels
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
         self.max_bad = max_bad
-        self._collate = partial(collate, channels=channels, size=size)
+        self.background = background
+        self.reduced_size = reduced_size
+        self.on_bad_shard = on_bad_shard
+        self._collate = partial(collate, channels=channels, size=size, raw=raw)
         self._epoch = 0
         self._start = 0
         if self.num_samples < 1:
@@ -208,9 +300,11 @@ class ShardDataset(IterableDataset):
                 raise ValueError(f"no sample can be read from shards such as {order[0]}")
 
     def _read(
-        self, shards: Sequence[Path], consumer: int, consumers: int, report: Callable[[BadSample], None]
+        self, shards: Sequence[Shard], consumer: int, consumers: int, report: Callable[[BadSample], None]
     ) -> Iterator[RawSample]:
         """The part of one pass over `shards` that belongs to one worker of one rank."""
+        if self.on_bad_shard == "stop":
+            report = _stop
         if len(shards) >= consumers:
             shards, consumer, consumers = shards[consumer::consumers], 0, 1
         samples = itertools.chain.from_iterable(read_shard(shard, report) for shard in shards)
@@ -232,14 +326,19 @@ class ShardDataset(IterableDataset):
         data = next((raw[name] for name in IMAGE_KEYS if name in raw), None)
         if data is None:
             there = ", ".join(name for name in raw if not name.startswith("__"))
-            return BadSample(key, "no image", f"no {' or '.join(IMAGE_KEYS)} among {there}")
+            return BadSample(key, "no image", f"no {', '.join(IMAGE_KEYS[:4])} ... among {there}")
         try:
             label = int(raw["cls"]) if "cls" in raw else None
         except ValueError:
             return BadSample(key, "bad label", f"cls holds {raw['cls'][:20]!r} instead of an integer")
         try:
-            image = decode_image(data, self.channels)
+            image = decode_image(data, self.channels, self.background, self.reduced_size)
             image = self.transform(image, sample_generator(self.seed, epoch, f"{key}/{raw.get('__pass__', 0)}"))
         except BadImageError as error:
             return BadSample(key, error.kind, error.reason)
-        return {"image": image, "key": key, "label": label}
+        text = raw["txt"].decode("utf-8", "replace") if "txt" in raw else None
+        return {"image": image, "key": key, "label": label, "text": text}
+
+
+def _stop(shard: BadSample) -> None:
+    raise BadShardError(f"shard {shard.key}: {shard.reason}; data.on_bad_shard=skip would go on without it")

@@ -11,6 +11,7 @@ from vistok.decoder.movq import MoVQDecoder
 from vistok.decoder.swin import SwinDecoder
 from vistok.decoder.titok import TiTokDecoder
 from vistok.decoder.vit import ViTDecoder
+from vistok.decoder.vqvae import VQVAEDecoder
 
 __all__ = [
     "CNNDecoder",
@@ -23,5 +24,6 @@ __all__ = [
     "MoVQDecoder",
     "SwinDecoder",
     "TiTokDecoder",
+    "VQVAEDecoder",
     "ViTDecoder",
 ]

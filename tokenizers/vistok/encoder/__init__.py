@@ -10,6 +10,7 @@ from vistok.encoder.maskgit import MaskGITEncoder
 from vistok.encoder.swin import SwinEncoder
 from vistok.encoder.titok import TiTokEncoder
 from vistok.encoder.vit import ViTEncoder
+from vistok.encoder.vqvae import VQVAEEncoder
 
 __all__ = [
     "CNNEncoder",
@@ -21,5 +22,6 @@ __all__ = [
     "SwinEncoder",
     "TiTokEncoder",
     "TimmEncoder",
+    "VQVAEEncoder",
     "ViTEncoder",
 ]

@@ -1,5 +1,8 @@
 """Evaluate a tokenizer on a set of images in one streaming pass."""
 
+import dataclasses
+import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,10 +13,11 @@ import torch
 from torch import Tensor
 
 from vistok.evaluation.measures import IMAGE_METRICS, ImageMeasures
-from vistok.evaluation.protocol import check_protocol, describe
+from vistok.evaluation.protocol import RECOMMENDED, Protocol, check_protocol, describe
 from vistok.evaluation.references import References
 from vistok.evaluation.result import Evaluation
 from vistok.metric.codebook_usage import CodebookUsage
+from vistok.metric.distances import INCEPTION_DISTANCES
 from vistok.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -26,6 +30,8 @@ CODEBOOK_METRICS = (
     "tokens",
     "expected_uniform_utilisation",
 )
+RATES = ("bits_per_pixel", "coded_bits_per_pixel")
+MEBIBYTE = 2**20
 
 
 @torch.inference_mode()
@@ -34,8 +40,12 @@ def evaluate(
     batches: Iterable[Mapping[str, Any]],
     *,
     protocol: Mapping[str, Any],
-    lpips: str | None = "vgg",
+    rules: Protocol = RECOMMENDED,
+    lpips: str | Sequence[str] | None = "protocol",
     rfid: bool = True,
+    distances: Sequence[str] = (),
+    fdd: str | None = None,
+    cmmd: str | None = None,
     weights: str | Path | None = None,
     device: torch.device | str | None = None,
     references: bool = True,
@@ -45,7 +55,7 @@ def evaluate(
     """Measure reconstructions, codebook usage and speed of a tokenizer.
 
     One pass in one process; only `examples` worst and best images stay in memory. The tokenizer runs in the precision
-    of the surrounding autocast, every metric in float32 on 8-bit-rounded images.
+    of the surrounding autocast, every metric in float32, on 8-bit-rounded images unless the rules say otherwise.
 
     Args:
         tokenizer: Evaluated in evaluation mode; its mode is restored.
@@ -53,10 +63,15 @@ def evaluate(
             name per image) and ``bad`` (one entry per sample the source could not read).
         protocol: Where the images come from: at least ``dataset``, ``split``, ``resize`` and ``crop``. The rest is
             added here.
-        lpips: ``vgg``, ``alex`` or None for no LPIPS.
+        rules: How reconstructions are measured, see ``configs/protocol``.
+        lpips: ``vgg``, ``alex``, several of them, or None for no LPIPS; ``protocol``: those of the rules.
         rfid: Whether to compute rFID.
-        weights: Folder of the LPIPS and Inception weights; default: the environment variable ``VISTOK_WEIGHTS``.
-            Where they are missing, so is the metric, with the reason.
+        distances: What else to compute on Inception's features: ``sfid``, ``kid``, ``precision_recall``,
+            ``inception_score``.
+        fdd: Model of timm whose features FDD compares, such as ``vit_large_patch14_dinov2.lvd142m``.
+        cmmd: CLIP of timm for CMMD, such as ``vit_large_patch14_clip_336.openai``.
+        weights: Folder of the weights of LPIPS, Inception and the models of timm; default: the environment variable
+            ``VISTOK_WEIGHTS``. Where they are missing, so is the metric, with the reason.
         device: Where to run; default: where the tokenizer is. The tokenizer is moved there.
         references: Whether to measure trivial codecs on the same images.
         examples: How many worst and best reconstructions to keep.
@@ -64,9 +79,14 @@ def evaluate(
 
     Raises:
         ValueError: If the protocol lacks an entry, there are no images, an image does not fit the tokenizer or is
-            outside [-1, 1], or a reconstruction has another shape or is not finite.
+            outside [-1, 1], a reconstruction has another shape or is not finite, or a distance is unknown.
     """
     check_protocol(protocol)
+    if unknown := [name for name in distances if name not in INCEPTION_DISTANCES]:
+        raise ValueError(f"distances are {', '.join(INCEPTION_DISTANCES)}; got {unknown}")
+    if lpips != "protocol":
+        rules = dataclasses.replace(rules, lpips=lpips)
+    wanted = {name for name in distances if name != "rfid"} | ({"rfid"} if rfid else set())
     device = (
         torch.device(device)
         if device is not None
@@ -75,7 +95,8 @@ def evaluate(
     was_training = tokenizer.training
     tokenizer.to(device).eval()
     try:
-        options = {"lpips": lpips, "rfid": rfid, "weights": weights, "examples": examples}
+        options = {"rules": rules, "distances": wanted, "fdd": fdd, "cmmd": cmmd}
+        options |= {"weights": weights, "examples": examples}
         run = _Run(tokenizer, device, references, options)
         for batch in batches:
             run.update(batch)
@@ -95,6 +116,7 @@ class _Run:
         self.keys: list[str] = []
         self.bad = 0
         self.speed: dict[str, list[float]] = {"encode": [], "decode": []}
+        self.peak_bytes = 0
         self.measures: ImageMeasures | None = None
         self.usage: CodebookUsage | None = None
 
@@ -154,11 +176,16 @@ class _Run:
         self.tokenizer.decode(self.tokenizer.encode(images).codes, size)
 
     def _timed(self, name: str, count: int, function: Callable[[], T]) -> T:
+        on_gpu = self.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(self.device)
         self._synchronize()
         start = time.perf_counter()
         result = function()
         self._synchronize()
         self.speed[name].append(count / max(time.perf_counter() - start, 1e-9))
+        if on_gpu:
+            self.peak_bytes = max(self.peak_bytes, torch.cuda.max_memory_allocated(self.device))
         return result
 
     def _synchronize(self) -> None:
@@ -182,6 +209,10 @@ class _Run:
         self._add_codes(evaluation)
         metrics = evaluation.metrics
         metrics |= {f"{name}_images_per_second": median(values) for name, values in self.speed.items()}
+        if peak_bytes := self.peak_bytes or _peak_resident_bytes():
+            metrics["peak_memory_mib"] = peak_bytes / MEBIBYTE
+        else:
+            evaluation.missing["peak_memory_mib"] = "this system does not say"
         metrics |= {f"train_{name}": float(train_usage[name]) for name in CODEBOOK_METRICS if name in train_usage}
         return evaluation
 
@@ -189,7 +220,7 @@ class _Run:
         measures = self.measures
         if measures is None:
             reason = "the decoder gives the features of a teacher, not images"
-            evaluation.missing |= dict.fromkeys((*IMAGE_METRICS, "rfid"), reason)
+            evaluation.missing |= dict.fromkeys((*IMAGE_METRICS, *INCEPTION_DISTANCES), reason)
             return
         metrics, evaluation.notes = measures.compute()
         evaluation.metrics |= metrics
@@ -202,13 +233,13 @@ class _Run:
 
     def _add_codes(self, evaluation: Evaluation) -> None:
         if self.usage is None:
-            evaluation.missing |= dict.fromkeys(
-                (*CODEBOOK_METRICS, "bits_per_pixel"), "a continuous tokenizer has no codes"
-            )
+            evaluation.missing |= dict.fromkeys((*CODEBOOK_METRICS, *RATES), "a continuous tokenizer has no codes")
             return
         values, evaluation.usage = self.usage.compute(), self.usage.counts()
         evaluation.metrics |= {name: float(values[name]) for name in CODEBOOK_METRICS}
         evaluation.metrics["bits_per_pixel"] = self.tokenizer.bits_per_pixel(self.shape[1:])
+        pixels = len(self.keys) * math.prod(self.shape[1:])
+        evaluation.metrics["coded_bits_per_pixel"] = self.usage.coded_bits() / pixels
         if "dead_bits" in values:
             evaluation.metrics["dead_bits"] = float(values["dead_bits"])
         if len(evaluation.usage) > 1:
@@ -219,11 +250,22 @@ class _Run:
     def _protocol(self, given: Mapping[str, Any]) -> dict[str, Any]:
         dtype = next((parameter.dtype for parameter in self.tokenizer.parameters()), torch.float32)
         networks = self.measures.protocol if self.measures is not None else {}
-        return {**given, **describe(self.shape, len(self.keys), self.device, dtype), **networks}
+        rules = self.options["rules"]
+        return {**given, **describe(self.shape, len(self.keys), self.device, dtype, rules), **networks}
 
 
 def _columns(values: Mapping[str, Tensor], suffix: str) -> dict[str, list[float]]:
     return {name.removesuffix(suffix): value.tolist() for name, value in values.items() if name.endswith(suffix)}
+
+
+def _peak_resident_bytes() -> int:
+    """The most this process has had in memory at once; 0 where the system does not say."""
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _check_finite(decoded: Tensor, keys: Sequence[str]) -> None:

@@ -17,13 +17,24 @@ TILES = (
     ("psnr", "PSNR", ".2f", " dB"),
     ("ssim", "SSIM", ".4f", ""),
     ("lpips", "LPIPS", ".4f", ""),
+    ("lpips_vgg", "LPIPS, VGG", ".4f", ""),
+    ("lpips_alex", "LPIPS, AlexNet", ".4f", ""),
     ("rfid", "rFID", ".2f", ""),
+    ("sfid", "sFID", ".2f", ""),
+    ("kid", "KID", ".5f", ""),
+    ("precision", "precision", ".1%", ""),
+    ("recall", "recall", ".1%", ""),
+    ("inception_score", "rIS", ".1f", ""),
+    ("fdd", "FDD", ".1f", ""),
+    ("cmmd", "CMMD", ".3f", ""),
     ("train_utilisation", "utilisation, training", ".1%", ""),
     ("utilisation", "utilisation, held-out", ".1%", ""),
     ("perplexity", "perplexity", ",.0f", ""),
     ("bits_per_pixel", "bits per pixel", ".4g", ""),
+    ("coded_bits_per_pixel", "bits per pixel, coded", ".4g", ""),
     ("encode_images_per_second", "encode, images/s", ",.0f", ""),
     ("decode_images_per_second", "decode, images/s", ",.0f", ""),
+    ("peak_memory_mib", "peak memory", ",.0f", " MiB"),
 )
 STYLE = """
 :root {
@@ -77,7 +88,8 @@ def html_page(evaluation: Evaluation, title: str, command: str) -> str:
     protocol = evaluation.protocol
     size = "x".join(str(side) for side in protocol.get("size", ()))
     subtitle = (
-        f"{protocol.get('images', 0):,} images of {size} pixels, {protocol.get('dataset')}, {protocol.get('split')}"
+        f"{protocol.get('images', 0):,} images of {size} pixels, {protocol.get('dataset')}, {protocol.get('split')}, "
+        f"protocol {protocol.get('protocol', 'none')}"
     )
     parts = [
         f"<h1>{escape(title)}</h1><p>{escape(subtitle)}</p>",

@@ -1,6 +1,7 @@
 """Everything that compares reconstructions with their originals, accumulated over a stream of images of one shape."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -10,24 +11,40 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vistok.evaluation.examples import Extremes
+from vistok.evaluation.protocol import RECOMMENDED, Protocol
 from vistok.evaluation.references import References
 from vistok.loss.lpips import LPIPS
-from vistok.metric.image import MS_SSIM_MIN_SIDE, SSIM_MIN_SIDE, from_uint8, l1, ms_ssim, psnr, ssim, to_uint8
+from vistok.metric.distances import INCEPTION_DISTANCES, FeatureDistances
+from vistok.metric.extractor import CMMD_SIDE, FDD_SIDE, BackboneFeatures, Inception
+from vistok.metric.image import (
+    MS_SSIM_MIN_SIDE,
+    from_pixels,
+    from_uint8,
+    l1,
+    l2,
+    ms_ssim,
+    psnr,
+    ssim,
+    ssim_min_side,
+    to_pixels,
+    to_uint8,
+)
 from vistok.metric.precision import full_float32
-from vistok.metric.rfid import RFID
 from vistok.metric.weights import WeightsNotFoundError
 
-IMAGE_METRICS = ("psnr", "ssim", "ms_ssim", "l1", "lpips")
+IMAGE_METRICS = ("psnr", "ssim", "ms_ssim", "l1", "l2", "lpips")
 
 
 class ImageMeasures:
-    """Image metrics, rFID, references and examples.
+    """Image metrics, distances of features, references and examples.
 
     Args:
         shape: ``(c, H, W)`` of an image.
         device: Where the images are.
-        lpips: ``vgg``, ``alex`` or None.
-        rfid: Whether to compute rFID.
+        rules: Roundings, windows and networks.
+        distances: Which of `INCEPTION_DISTANCES` to measure.
+        fdd: Model of timm for FDD, or None.
+        cmmd: CLIP of timm for CMMD, or None.
         weights: Folder of the networks' weights.
         references: Trivial codecs to measure beside, or None.
         examples: How many worst and best images to keep.
@@ -35,7 +52,10 @@ class ImageMeasures:
     Attributes:
         missing: Metrics that are not measured, and why.
         per_image: Values of each image by metric.
-        protocol: Networks of LPIPS and rFID.
+        protocol: Networks of LPIPS and of the distances.
+
+    Raises:
+        ValueError: If the weights of Inception are not those of the rules.
     """
 
     def __init__(
@@ -43,75 +63,128 @@ class ImageMeasures:
         shape: Sequence[int],
         device: torch.device,
         *,
-        lpips: str | None,
-        rfid: bool,
-        weights: str | Path | None,
-        references: References | None,
-        examples: int,
+        rules: Protocol = RECOMMENDED,
+        distances: Collection[str] = ("rfid",),
+        fdd: str | None = None,
+        cmmd: str | None = None,
+        weights: str | Path | None = None,
+        references: References | None = None,
+        examples: int = 0,
     ) -> None:
-        channels, *size = shape
         self.missing: dict[str, str] = {}
         self.protocol: dict[str, Any] = {}
-        self.references = references
+        self.rules, self.references = rules, references
         self.examples = Extremes(examples)
-        self._measures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"psnr": psnr, "l1": l1}
-        for name, measure, smallest in (("ssim", ssim, SSIM_MIN_SIDE), ("ms_ssim", ms_ssim, MS_SSIM_MIN_SIDE)):
+        self._shape, self._device, self._weights = tuple(shape), device, weights
+        self._measures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
+        self._distances: dict[str, FeatureDistances] = {}
+        self._add_image_metrics()
+        self._add_lpips()
+        inception = partial(Inception, weights, rules.extractor_resize)
+        self._add_distances("rfid", inception, [name for name in INCEPTION_DISTANCES if name in distances])
+        self.missing |= {name: "switched off" for name in INCEPTION_DISTANCES if name not in distances}
+        for name, model, size in (("fdd", fdd, FDD_SIDE), ("cmmd", cmmd, CMMD_SIDE)):
+            if model is None:
+                self.missing[name] = f"no network was given: write {name}=MODEL"
+            else:
+                self._add_distances(name, partial(BackboneFeatures, model, weights, size, name == "cmmd"), [name])
+        self.per_image: dict[str, list[float]] = {name: [] for name in self._measures}
+
+    def _add_image_metrics(self) -> None:
+        rules, size = self.rules, self._shape[1:]
+        window = {"window": rules.ssim_window, "data_range": rules.ssim_data_range}
+        for name, measure, smallest in (
+            ("psnr", psnr, 1),
+            ("ssim", partial(ssim, **window), ssim_min_side(rules.ssim_window)),
+            ("ms_ssim", ms_ssim, MS_SSIM_MIN_SIDE),
+            ("l1", l1, 1),
+            ("l2", l2, 1),
+        ):
             if min(size) >= smallest:
-                self._measures[name] = measure
+                self._measures[name] = partial(measure, rounding=rules.rounding)
             else:
                 self.missing[name] = _too_small(smallest, size)
-        self._rfid: RFID | None = None
-        for name, wanted in (("lpips", lpips is not None), ("rfid", rfid)):
-            if not wanted:
-                self.missing[name] = "switched off"
-            elif channels not in (1, 3):
-                self.missing[name] = f"needs 1 or 3 channels, images have {channels}"
+
+    def _add_lpips(self) -> None:
+        """LPIPS of one network is called ``lpips``, those of several ``lpips_vgg`` and so on."""
+        nets = self.rules.lpips_nets
+        if not nets:
+            self.missing["lpips"] = "switched off"
+        for net in nets:
+            name = "lpips" if len(nets) == 1 else f"lpips_{net}"
+            if reason := self._needs_rgb():
+                self.missing[name] = reason
+                continue
+            try:
+                network = LPIPS(net, self._weights).to(self._device)
+            except WeightsNotFoundError as error:
+                self.missing[name] = str(error)
+                continue
+            if min(self._shape[1:]) < network.min_side:
+                self.missing[name] = _too_small(network.min_side, self._shape[1:])
+                continue
+            self._measures[name] = partial(_on_pixels, network, self.rules.rounding)
+            self.protocol[name] = network.protocol
+
+    def _add_distances(self, key: str, make: Callable[[], Any], names: Sequence[str]) -> None:
+        if not names:
+            return
+        reason = self._needs_rgb()
         try:
-            if "lpips" not in self.missing:
-                network = LPIPS(str(lpips), weights).to(device)
-                if min(size) >= network.min_side:
-                    self._measures["lpips"] = network
-                    self.protocol["lpips"] = network.protocol
-                else:
-                    self.missing["lpips"] = _too_small(network.min_side, size)
+            if reason is None:
+                # Evaluation runs in one process, whose collectives would wait for the others forever.
+                file = self.rules.reference_file if "rfid" in names else None
+                distances = FeatureDistances(make(), names, file, sync_on_compute=False)
+                self._check_weights(distances)
+                self._distances[key] = distances.to(self._device)
+                self.protocol[key] = distances.protocol | {"distances": ", ".join(names)}
         except WeightsNotFoundError as error:
-            self.missing["lpips"] = str(error)
-        try:
-            if "rfid" not in self.missing:
-                self._rfid = RFID(weights).to(device)
-                self.protocol["rfid"] = self._rfid.protocol
-        except WeightsNotFoundError as error:
-            self.missing["rfid"] = str(error)
-        self.per_image: dict[str, list[float]] = {name: [] for name in IMAGE_METRICS if name in self._measures}
+            reason = str(error)
+        if reason is not None:
+            self.missing |= dict.fromkeys(names, reason)
+
+    def _check_weights(self, distances: FeatureDistances) -> None:
+        wanted, got = self.rules.inception_sha256, distances.protocol.get("sha256")
+        if wanted is not None and isinstance(distances.extractor, Inception) and got != wanted:
+            raise ValueError(
+                f"protocol {self.rules.name} wants Inception's weights of SHA-256 {wanted}, got {got}: set weights to "
+                "the folder of that file, or protocol.inception_sha256=null"
+            )
+
+    def _needs_rgb(self) -> str | None:
+        channels = self._shape[0]
+        return None if channels in (1, 3) else f"needs 1 or 3 channels, images have {channels}"
 
     def update(
         self, reconstructions: Float[Tensor, "b c h w"], originals: Float[Tensor, "b c h w"], keys: Sequence[str]
     ) -> None:
-        """Measure a batch."""
+        """Measure a batch of images in [-1, 1]."""
         with full_float32(originals.device):
-            # Every metric sees what a file of 8 bits would hold.
-            self._update(from_uint8(to_uint8(reconstructions)), from_uint8(to_uint8(originals)), keys)
-
-    def _update(self, ours: Tensor, originals: Tensor, keys: Sequence[str]) -> None:
-        for name, values in self.per_image.items():
-            values += self._measures[name](ours, originals).tolist()
-        if self._rfid is not None:
-            self._rfid.update(ours, originals)
-        if self.references is not None:
-            self.references.update(originals)
-        self.examples.update(keys, self.per_image["psnr"][-len(keys) :], originals, ours)
+            # The originals came from 8 bits; a resize may have left something between.
+            originals = from_uint8(to_uint8(originals))
+            for name, values in self.per_image.items():
+                values += self._measures[name](reconstructions, originals).tolist()
+            if self._distances:
+                pixels = to_pixels(reconstructions, self.rules.feature_rounding), to_pixels(originals)
+                for distances in self._distances.values():
+                    distances.update(*pixels)
+            if self.references is not None:
+                self.references.update(originals)
+            self.examples.update(keys, self.per_image["psnr"][-len(keys) :], originals, reconstructions)
 
     def compute(self) -> tuple[dict[str, float], dict[str, str]]:
-        """Means over all images, with rFID, and the notes to them."""
+        """Means over all images, with the distances, and the notes to them."""
         metrics = {name: fmean(values) for name, values in self.per_image.items()}
         notes: dict[str, str] = {}
-        if self._rfid is not None and self._rfid.count < 2:
-            self.missing["rfid"] = "needs at least 2 images"
-        elif self._rfid is not None:
-            metrics["rfid"] = self._rfid.compute()
-            if self._rfid.note:
-                notes["rfid"] = self._rfid.note
+        for distances in self._distances.values():
+            metrics |= distances.compute()
+            self.missing |= distances.missing
+            notes |= {name: note for name, note in distances.notes.items() if name in metrics}
         return metrics, notes
+
+
+def _on_pixels(network: LPIPS, rounding: str, reconstructions: Tensor, originals: Tensor) -> Tensor:
+    return network(from_pixels(to_pixels(reconstructions, rounding)), originals)
 
 
 def _too_small(smallest: int, size: Sequence[int]) -> str:

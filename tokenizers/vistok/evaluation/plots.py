@@ -105,17 +105,23 @@ def draw_psnr(axes: Axes, theme: Theme, values: Sequence[float]) -> None:
 
 
 def draw_rates(axes: Axes, theme: Theme, evaluation: Evaluation) -> None:
-    """PSNR against bits per pixel: the tokenizer and its references."""
-    points = [("tokenizer", evaluation.metrics.get("bits_per_pixel"), evaluation.metrics.get("psnr"))]
+    """PSNR against bits per pixel: the tokenizer, before and after entropy coding, and its references."""
+    metrics = evaluation.metrics
+    points = [("tokenizer", metrics.get("bits_per_pixel"), metrics.get("psnr"))]
+    points += [("coded", metrics.get("coded_bits_per_pixel"), metrics.get("psnr"))]
     points += [(entry.name.split(",")[0], entry.bits_per_pixel, entry.psnr) for entry in evaluation.references]
     for name, rate, value in points:
         if rate is None or value is None:
             continue
-        ours = name == "tokenizer"
+        ours = name in ("tokenizer", "coded")
         color = theme.main if ours else theme.other
-        axes.scatter([rate], [value], color=color, s=70 if ours else 40, marker="o" if ours else "s", zorder=3)
-        # On opposite sides, because the tokenizer and the patch colour have the same rate.
+        style = {"s": 70, "marker": "o"} if ours else {"s": 40, "marker": "s"}
+        fill = "none" if name == "coded" else color
+        axes.scatter([rate], [value], c=fill, edgecolors=color, zorder=3, **style)
+        # On opposite sides, because the tokenizer and the patch colour have the same rate; the coded rate lies close.
         offset, side = ((-9, -4), "right") if ours else ((9, -4), "left")
+        if name == "coded":
+            offset, side = (0, 8), "center"
         axes.annotate(name, (rate, value), offset, textcoords="offset points", color=color, fontsize=10, ha=side)
     axes.set(xlabel="bits per pixel", ylabel="PSNR, dB")
     axes.margins(0.3, 0.15)

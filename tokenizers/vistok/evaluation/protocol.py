@@ -1,16 +1,122 @@
-"""How the numbers of an evaluation were measured, in words that are saved beside them."""
+"""How the numbers of an evaluation are measured: one protocol per file of ``configs/protocol/``, saved beside them."""
 
+import dataclasses
 import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from vistok.metric.image import PSNR_CAP
+from vistok.metric.extractor import RESIZES
+from vistok.metric.image import PSNR_CAP, ROUNDINGS, SSIM_WINDOWS
 
 REQUIRED = ("dataset", "split", "resize", "crop")
 PACKAGES = ("vistok", "torch", "torchvision", "torchmetrics", "torch-fidelity", "pillow")
+LPIPS_NETS = ("vgg", "alex", "squeeze")
+SSIM_TEXTS = {
+    "gaussian": "Gaussian window 11x11 with sigma 1.5, data range {range:g}, reflected border, "
+    "mean over channels and images (torchmetrics)",
+    "gaussian_valid": "Gaussian window 11x11 with sigma 1.5, data range {range:g}, without 5 pixels at the border, "
+    "mean over channels and images (as pytorch-msssim)",
+    "uniform_valid": "uniform window 7x7, sample variances, data range {range:g}, without 3 pixels at the border, "
+    "mean over channels and images (as scikit-image)",
+}
+ROUNDING_TEXTS = {"nearest": "rounded to 8 bits", "truncate": "cut off to 8 bits", "none": "not rounded"}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Everything two programs must do alike for their numbers to be comparable.
+
+    Args:
+        name: Of the protocol.
+        published_on: What the published numbers were measured on, in words: reference set, split, count, size.
+        data: Settings of the data that belong to it, such as ``{resize_mode: adm}``; the centre is cropped.
+        reference: ``originals``, or a file ``.npz`` with the ``mu`` and ``sigma`` that rFID compares with.
+        rounding: Of reconstructions before image metrics: ``nearest``, ``truncate`` or ``none``.
+        feature_rounding: The same before the networks of rFID and its kin.
+        extractor_resize: Inception's own resize: ``tf1``, ``torch`` or ``clean``.
+        ssim_window: ``gaussian``, ``gaussian_valid`` or ``uniform_valid``, see `vistok.metric.ssim`.
+        ssim_data_range: 1, or another value where a script passes the wrong one.
+        lpips: ``vgg``, ``alex`` or ``squeeze``, several of them, or None.
+        inception_sha256: Refuse another file of Inception's weights; None takes any and states its hash.
+
+    Raises:
+        ValueError: If a choice is unknown.
+    """
+
+    name: str = "vistok"
+    published_on: str = "any images"
+    data: Mapping[str, Any] = field(default_factory=dict)
+    reference: str = "originals"
+    rounding: str = "nearest"
+    feature_rounding: str = "nearest"
+    extractor_resize: str = "tf1"
+    ssim_window: str = "gaussian"
+    ssim_data_range: float = 1.0
+    lpips: str | Sequence[str] | None = "vgg"
+    inception_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("rounding", ROUNDINGS),
+            ("feature_rounding", ROUNDINGS),
+            ("extractor_resize", RESIZES),
+            ("ssim_window", SSIM_WINDOWS),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
+        if unknown := [net for net in self.lpips_nets if net not in LPIPS_NETS]:
+            raise ValueError(f"lpips must be of {', '.join(LPIPS_NETS)}, or null; got {unknown}")
+        if self.ssim_data_range <= 0:
+            raise ValueError(f"ssim_data_range must be positive, got {self.ssim_data_range}")
+
+    @property
+    def lpips_nets(self) -> tuple[str, ...]:
+        """The networks of LPIPS."""
+        if self.lpips is None or isinstance(self.lpips, str):
+            return () if self.lpips is None else (self.lpips,)
+        return tuple(self.lpips)
+
+    @property
+    def reference_file(self) -> str | None:
+        """File of statistics that rFID compares with; None: the originals."""
+        return None if self.reference == "originals" else self.reference
+
+    def scoring(self) -> "Protocol":
+        """What remains once there are reconstructions; two protocols of equal scoring give the same numbers on them."""
+        return dataclasses.replace(self, name="", published_on="", data={})
+
+    def features(self) -> "Protocol":
+        """What the features of the networks depend on, see `scoring`."""
+        unlike = dataclasses.replace(self.scoring(), rounding="nearest", lpips=None)
+        return dataclasses.replace(unlike, ssim_window="gaussian", ssim_data_range=1.0)
+
+    def describe(self) -> dict[str, Any]:
+        """The entries of a saved protocol that follow from this one."""
+        if self.rounding == self.feature_rounding == "nearest":
+            rounding = "originals and reconstructions clamped and rounded to 8 bits before every metric"
+        else:
+            rounding = (
+                f"reconstructions clamped, then {ROUNDING_TEXTS[self.rounding]} before image metrics, "
+                f"{ROUNDING_TEXTS[self.feature_rounding]} before Inception; originals rounded to 8 bits"
+            )
+        ssim = f"per image, {SSIM_TEXTS[self.ssim_window].format(range=self.ssim_data_range)}"
+        return {
+            "protocol": self.name,
+            "published_on": self.published_on,
+            "rounding": rounding,
+            "psnr": f"dB, per image over all channels, data range 1, mean over images, at most {PSNR_CAP:.0f}",
+            "ssim": ssim,
+            "ms_ssim": "per image, Gaussian window 11x11 with sigma 1.5, data range 1, reflected border, 5 scales",
+            "l1": "mean absolute error in [0, 1]",
+            "l2": "mean squared error in [0, 1]",
+        }
+
+
+RECOMMENDED = Protocol()
 
 
 def check_protocol(protocol: Mapping[str, Any]) -> None:
@@ -22,7 +128,9 @@ def check_protocol(protocol: Mapping[str, Any]) -> None:
         )
 
 
-def describe(shape: Sequence[int], count: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def describe(
+    shape: Sequence[int], count: int, device: torch.device, dtype: torch.dtype, rules: Protocol = RECOMMENDED
+) -> dict[str, Any]:
     """The part of the protocol that `evaluate` fixes or finds.
 
     Args:
@@ -30,6 +138,7 @@ def describe(shape: Sequence[int], count: int, device: torch.device, dtype: torc
         count: Number of images.
         device: Where the tokenizer ran.
         dtype: Of its parameters.
+        rules: What was followed.
     """
     channels, *size = shape
     autocast = torch.is_autocast_enabled(device.type)
@@ -41,16 +150,15 @@ def describe(shape: Sequence[int], count: int, device: torch.device, dtype: torc
         "size": list(size),
         "channels": channels,
         "value_range": "images in [-1, 1]",
-        "rounding": "originals and reconstructions clamped and rounded to 8 bits before every metric",
-        "psnr": f"dB, per image over all channels, data range 1, mean over images, at most {PSNR_CAP:.0f}",
-        "ssim": "per image, Gaussian window 11x11 with sigma 1.5, data range 1, reflected border, "
-        "mean over channels and images (torchmetrics)",
-        "ms_ssim": "as ssim, 5 scales",
-        "l1": "mean absolute error in [0, 1]",
+        **rules.describe(),
         "codebook": "exact counts over all images: utilisation = share of codes used at least once, "
         "perplexity = exp of the entropy in nats, expected_uniform_utilisation = 1 - (1 - 1/K)^tokens",
         "bits_per_pixel": "bits of the codes over pixels, without entropy coding",
+        "coded_bits_per_pixel": "bits of the codes over pixels after an adaptive arithmetic coder without context, one "
+        "model per codebook and scale that starts at half an occurrence of every code",
         "throughput": "median over batches, first run left out, data loading left out",
+        "peak_memory": "on a GPU what the allocator held at its peak while encoding and decoding, else what the whole "
+        "process had resident at its peak; MiB",
         "precision": f"tokenizer {precision}; metrics float32",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},

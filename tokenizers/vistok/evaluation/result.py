@@ -44,10 +44,12 @@ class Evaluation:
     """Numbers of one tokenizer on one set of images, and how they were measured.
 
     Attributes:
-        metrics: Overall numbers. ``psnr`` (dB), ``ssim``, ``ms_ssim``, ``l1``, ``lpips``, ``rfid``, ``utilisation``,
-            ``perplexity``, ``entropy_bits``, ``dead_codes``, ``distinct_codes``, ``tokens``,
+        metrics: Overall numbers. ``psnr`` (dB), ``ssim``, ``ms_ssim``, ``l1``, ``l2``, ``lpips`` (``lpips_vgg`` ... of
+            several networks), ``rfid``, ``sfid``, ``kid``, ``precision``, ``recall``, ``inception_score``, ``fdd``,
+            ``cmmd``, ``utilisation``, ``perplexity``, ``entropy_bits``, ``dead_codes``, ``distinct_codes``, ``tokens``,
             ``expected_uniform_utilisation``, ``dead_bits`` of binary codes, ``bits_per_pixel``,
-            ``encode_images_per_second``, ``decode_images_per_second``; with ``train_`` in front what training measured.
+            ``coded_bits_per_pixel``, ``encode_images_per_second``, ``decode_images_per_second``, ``peak_memory_mib``;
+            with ``train_`` in front what training measured.
         missing: Metrics that were not measured, and why.
         notes: What a reader of a metric must know.
         protocol: How everything was measured.

@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 
 from vistok.data import BadSampleLog, DataModule
 from vistok.evaluation.evaluate import evaluate
+from vistok.evaluation.protocol import Protocol
 from vistok.evaluation.report import write_report
 from vistok.evaluation.table import print_table
 from vistok.hub import load
@@ -35,7 +36,8 @@ def evaluate_bundle(config: Any, folder: Path, command: str) -> dict[str, Any]:
         raise FileExistsError(f"{folder} holds a report already: choose another hydra.run.dir")
     bundle = find_bundle(config.bundle)
     tokenizer = load(bundle, device=pick_device(config.device))
-    data: DataModule = instantiate(config.data, _convert_="all")
+    rules: Protocol = instantiate(config.protocol, _convert_="all")
+    data: DataModule = instantiate(config.data, **data_settings(rules, config.data), _convert_="all")
     bad_samples = BadSampleLog()
 
     def batches() -> Any:
@@ -47,8 +49,12 @@ def evaluate_bundle(config: Any, folder: Path, command: str) -> dict[str, Any]:
         tokenizer,
         batches(),
         protocol=data.protocol,
+        rules=rules,
         lpips=config.lpips,
         rfid=config.rfid,
+        distances=list(config.distances) if config.rfid else [],
+        fdd=config.fdd,
+        cmmd=config.cmmd,
         weights=config.weights,
         references=config.references,
         examples=config.examples,
@@ -61,6 +67,17 @@ def evaluate_bundle(config: Any, folder: Path, command: str) -> dict[str, Any]:
         log.info("%s is missing: %s", metric, reason)
     log.info("report: %s", folder / "report.html")
     return dict(evaluation.metrics)
+
+
+def data_settings(rules: Protocol, config: Any) -> dict[str, Any]:
+    """Settings of the data that a protocol wants, as far as this kind of data has them; the others are warned of."""
+    for name in sorted(set(rules.data) - set(config)):
+        log.warning(
+            "protocol %s wants %s=%s, which this data does not have: numbers are those of the protocol only if the "
+            "pictures were prepared so",
+            *(rules.name, name, rules.data[name]),
+        )
+    return {name: value for name, value in rules.data.items() if name in config}
 
 
 def pick_device(name: str) -> torch.device:

@@ -23,19 +23,22 @@ COLUMNS = (
     Column("PSNR dB", "psnr", ".2f"),
     Column("SSIM", "ssim", ".4f"),
     Column("LPIPS", "lpips", ".4f"),
+    Column("LPIPS vgg", "lpips_vgg", ".4f"),
+    Column("LPIPS alex", "lpips_alex", ".4f"),
     Column("rFID", "rfid", ".2f"),
     Column("utilisation training", "train_utilisation", ".1%"),
     Column("utilisation held-out", "utilisation", ".1%"),
     Column("perplexity", "perplexity", ",.1f"),
     Column("bits/ pixel", "bits_per_pixel", ".4g"),
+    Column("coded bits/ pixel", "coded_bits_per_pixel", ".4g"),
     Column("training images/s", "train_images_per_second", ",.0f"),
     Column("encode images/s", "encode_images_per_second", ",.0f"),
     Column("decode images/s", "decode_images_per_second", ",.0f"),
 )
-MIN_WIDTH = 110
+MIN_WIDTH = 120
 TITLES = ("", *(column.title for column in COLUMNS))
 # What two evaluations may differ in without being less comparable.
-INCIDENTAL = ("device", "versions", "throughput", "precision")
+INCIDENTAL = ("device", "versions", "throughput", "peak_memory", "precision")
 
 
 def print_table(evaluations: Evaluation | Mapping[str, Evaluation], console: Console | None = None) -> None:
@@ -66,7 +69,11 @@ def print_table(evaluations: Evaluation | Mapping[str, Evaluation], console: Con
         for metric, note in evaluation.notes.items():
             console.print(f"{name}: {metric} {note}", markup=False, highlight=False)
     if different := differing_protocols(named):
-        console.print(f"Not measured alike, they differ in: {', '.join(different)}", markup=False, highlight=False)
+        warning = f"Not measured alike, they differ in: {', '.join(different)}"
+        names = [str(evaluation.protocol.get("protocol", "none")) for evaluation in named.values()]
+        if "protocol" in different:
+            warning += f" ({', '.join(names)}). Numbers of different protocols are not comparable"
+        console.print(warning, markup=False, highlight=False)
 
 
 def rows(named: Mapping[str, Evaluation]) -> list[list[str]]:

@@ -11,7 +11,7 @@ TEMPLATE = """\
 ---
 library_name: vistok
 tags: [visual-tokenizer, image-tokenizer]
----
+{licence}---
 # {name}
 
 A visual tokenizer: {encoder} encoder, {quantizer} quantizer, {decoder} decoder. One position covers {factor} x
@@ -29,7 +29,7 @@ quantized = tok.encode(images)  # images (b {channels} H W) in [-1, 1], H and W 
 
 {preprocessing}
 
-## Measured
+{origin}## Measured
 
 {measured}
 """
@@ -40,7 +40,7 @@ images = tok.decode_indices(quantized.indices)"""
 CONTINUOUS_USAGE = "images = tok.decode(quantized.codes)  # codes (b {dim} h w), what a diffusion model learns"
 
 
-def model_card(tokenizer: Tokenizer, name: str, measured: Mapping[str, Any]) -> str:
+def model_card(tokenizer: Tokenizer, name: str, measured: Mapping[str, Any], origin: Mapping[str, Any]) -> str:
     """Markdown of the card.
 
     Args:
@@ -48,6 +48,7 @@ def model_card(tokenizer: Tokenizer, name: str, measured: Mapping[str, Any]) -> 
         name: Title.
         measured: ``metrics``, ``usage`` (columns per codebook, scale and bit), ``protocol`` and ``command`` of an
             evaluation; may be empty.
+        origin: Where the weights come from and under which ``licence``; may be empty.
     """
     quantizer = tokenizer.quantizer
     return TEMPLATE.format(
@@ -60,6 +61,8 @@ def model_card(tokenizer: Tokenizer, name: str, measured: Mapping[str, Any]) -> 
         codes=_codes(quantizer),
         usage=DISCRETE_USAGE if quantizer.codebook_sizes else CONTINUOUS_USAGE.format(dim=quantizer.dim),
         preprocessing=_listing(tokenizer.preprocessing) or "Not recorded.",
+        licence=f"license: other\nlicense_name: {json.dumps(origin['licence'])}\n" if "licence" in origin else "",
+        origin=f"## Origin\n\n{_listing(origin)}\n\n" if origin else "",
         measured=_measured(measured),
     )
 

@@ -1,8 +1,25 @@
-"""Metrics of tokenizers: image distances, rFID and codebook usage."""
+"""Metrics of tokenizers: image distances, distances of features such as rFID, codebook usage and real bits."""
 
 from vistok.metric.codebook_usage import CodebookUsage
-from vistok.metric.image import l1, ms_ssim, psnr, ssim
-from vistok.metric.rfid import RFID
+from vistok.metric.distances import FeatureDistances
+from vistok.metric.extractor import BackboneFeatures, Features, Inception
+from vistok.metric.image import l1, l2, ms_ssim, psnr, ssim
+from vistok.metric.rate import adaptive_code_length, compress, decompress
 from vistok.metric.weights import WeightsNotFoundError
 
-__all__ = ["RFID", "CodebookUsage", "WeightsNotFoundError", "l1", "ms_ssim", "psnr", "ssim"]
+__all__ = [
+    "BackboneFeatures",
+    "CodebookUsage",
+    "FeatureDistances",
+    "Features",
+    "Inception",
+    "WeightsNotFoundError",
+    "adaptive_code_length",
+    "compress",
+    "decompress",
+    "l1",
+    "l2",
+    "ms_ssim",
+    "psnr",
+    "ssim",
+]

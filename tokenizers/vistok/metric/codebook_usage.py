@@ -9,6 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from vistok.metric.rate import adaptive_code_length
 from vistok.quantizer.base import Quantizer
 
 # Up to here a codebook has one counter per code (128 MiB). Above, the indices themselves are kept, which takes 8
@@ -177,6 +178,17 @@ class CodebookUsage(Metric):
             getattr(self, f"counts_{position}").sum(0).cpu() if counted else self._tally(position).counts
             for position, counted in enumerate(self.counted)
         ]
+
+    def coded_bits(self) -> float:
+        """Bits of all indices counted after an adaptive arithmetic coder, one model per codebook and scale.
+
+        See `vistok.metric.rate`.
+        """
+        return sum(
+            adaptive_code_length(self._tally(position, scale).counts, size)
+            for position, size in enumerate(self.codebook_sizes)
+            for scale in range(self.num_scales)
+        )
 
     def _statistics(self, tallies: Sequence[Tally]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Overall values and those of each codebook."""

@@ -1,0 +1,92 @@
+"""Data sets of the Hugging Face library."""
+
+import builtins
+import io
+
+import pytest
+from PIL import Image
+
+from vistok.data import HuggingFaceData
+from vistok.data.convert import Recipe, convert
+from vistok.data.hugging_face import HuggingFaceSet
+from vistok.data.sources import open_source
+
+# Of the library's own hashing, with some versions of dill.
+pytestmark = pytest.mark.filterwarnings("ignore:Cannot locate reference")
+
+
+def png(value: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (8, 8), value).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path) -> str:
+    """A set of eight training and four test pictures with class and caption, as ``save_to_disk`` writes it."""
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=["even", "odd"]),
+            "caption": datasets.Value("string"),
+        }
+    )
+    splits = {}
+    for split, count in (("train", 8), ("test", 4)):
+        rows = [
+            {"image": {"bytes": png(n), "path": None}, "label": n % 2, "caption": f"gray {n}"} for n in range(count)
+        ]
+        splits[split] = datasets.Dataset.from_list(rows, features=features)
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "set"))
+    return str(tmp_path / "set")
+
+
+def test_set_trains_with_labels_and_texts(folder):
+    columns = {"label_key": "label", "text_key": "caption"}
+    data = HuggingFaceData(folder, val_split="test", image_size=8, batch_size=4, num_workers=0, **columns)
+    batches = list(data.train_dataloader())
+    assert sorted(int(key) for batch in batches for key in batch["keys"]) == list(range(8))
+    for batch in batches:
+        assert batch["labels"].tolist() == [int(key) % 2 for key in batch["keys"]]
+        assert batch["texts"] == [f"gray {key}" for key in batch["keys"]]
+    assert data.protocol["num_images"] == 4
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_set_is_converted_byte_by_byte(folder, tmp_path, streaming):
+    source = open_source(f"hf:{folder}", label_key="label", streaming=streaming)
+    manifest = convert(source, tmp_path / "out", Recipe(), num_workers=0)
+    assert (manifest.num_samples, manifest.classes) == (8, ["even", "odd"])
+    assert png(3) in (tmp_path / "out" / "00000.tar").read_bytes()
+
+
+def test_missing_column_lists_those_that_are_there(folder):
+    with pytest.raises(ValueError, match="has no column 'img'; there are image, label, caption"):
+        HuggingFaceSet(folder, image_key="img")
+
+
+def test_missing_set_is_named(tmp_path):
+    pytest.importorskip("datasets", reason="datasets is not installed")
+    with pytest.raises(FileNotFoundError, match="nowhere, split 'train', is not here"):
+        HuggingFaceSet(str(tmp_path / "nowhere"))
+
+
+def test_missing_library_says_what_to_install(monkeypatch):
+    original = builtins.__import__
+
+    def without_datasets(name, *args, **kwargs):
+        if name == "datasets":
+            raise ImportError(name)
+        return original(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_datasets)
+    with pytest.raises(ImportError, match=r"pip install 'vistok\[hf\]'"):
+        HuggingFaceSet("owner/name")
+
+
+def test_same_split_twice_and_settings_of_other_sources_are_refused():
+    with pytest.raises(ValueError, match="both see the split 'train'"):
+        HuggingFaceData("owner/name", val_split="train")
+    with pytest.raises(ValueError, match="settings of a Hugging Face set"):
+        open_source("/photos", label_key="label")

@@ -1,0 +1,378 @@
+"""Checkpoints of original programs give the same indices and images here."""
+
+import math
+import os
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from golden_checkpoints import golden, imported
+from original_programs import Taming, closeness, pictures, product, randomise, spread_codes
+from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
+
+import vistok
+from vistok.hub.importers import FAMILIES, import_checkpoint, list_pretrained
+
+PIXELS = 1e-5
+# Of an original that decodes straight-through codes, which a lookup differs from by rounding.
+ROUNDED = 1e-4
+
+
+def unit_range(images):
+    return images * 2 - 1
+
+
+@torch.no_grad()
+def assert_same(tokenizer, images, indices, decoded, tolerance=PIXELS, restore=lambda images: images, used=9):
+    """Equal indices on all tokens; pixels in the original's range, relative to their largest value."""
+    found = tokenizer.encode(images)
+    assert torch.equal(found.indices, indices.reshape(found.indices.shape))
+    assert len(found.indices.unique()) >= used
+    ours = restore(tokenizer.decode_indices(found.indices, images.shape[2:]))
+    torch.testing.assert_close(ours, decoded, atol=tolerance * max(1.0, decoded.abs().max().item()), rtol=0)
+
+
+GOLDEN = {
+    "llamagen": ("llamagen:vq-16", {}),
+    "vqgan_lc": ("vqgan_lc:100k-f16", {}),
+    "optvq_nearest": ("optvq:16x16x4", {"indices": lambda io: io["indices"].movedim(1, -1)}),
+    "rqvae_shared": ("rqvae:imagenet", {"indices": lambda io: io["codes"]}),
+    "maskgit_vqgan": ("maskgit:imagenet-f16", {"unit": True}),
+    "maskbit_lfq": ("maskbit:10bit", {"unit": True}),
+    "titok_nonlegacy": ("titok:bl-64-vq8k", {"unit": True}),
+    "cosmos_di": ("cosmos:di8x8", {"tolerance": ROUNDED}),
+    # The images of the file are in [0, 1], although published models take [-1, 1].
+    "bsq": ("bsqvit:18bit", {"restore": lambda images: images.clamp(0, 1)}),
+    "infinity_bsq8": (
+        "infinity:d16",
+        {
+            "options": {"scales": [1, 2, 3, 4]},
+            "indices": lambda io: torch.cat([io[f"bits.{number}"].flatten(0, -2) for number in range(4)]),
+            "used": 2,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_outputs_are_reproduced(tmp_path, name):
+    weights, io, _ = golden(name)
+    family, how = GOLDEN[name]
+    tokenizer = imported(family, weights, tmp_path, **how.get("options", {}))
+    unit = how.get("unit", False)
+    assert_same(
+        tokenizer,
+        unit_range(io["x"]) if unit else io["x"],
+        how.get("indices", lambda io: io["indices"])(io),
+        io["decoded"],
+        how.get("tolerance", PIXELS),
+        how.get("restore", (lambda images: images / 2 + 0.5) if unit else (lambda images: images)),
+        how.get("used", 9),
+    )
+
+
+TAMING = {
+    "vqgan": ("taming", {}, closeness),
+    "without attention": ("taming", {"attn_type": "none", "attn_resolutions": []}, closeness),
+    "attention at two levels": ("taming", {"ch_mult": (1, 1, 2), "attn_resolutions": [16, 8]}, closeness),
+    "attention at a fine level": (
+        "taming",
+        {"ch_mult": (1, 2, 2), "attn_resolutions": [16], "embed_dim": 4},
+        closeness,
+    ),
+    "gumbel": ("taming", {"gumbel": True, "embed_dim": 32}, closeness),
+    "ibq": ("ibq", {"num_res_blocks": 2}, product),
+}
+
+
+@pytest.mark.parametrize("name", TAMING)
+def test_taming_transformers_is_reproduced(tmp_path, name):
+    family, changes, score = TAMING[name]
+    original = Taming(**changes)
+    images = pictures()
+    indices = original.indices(images, score)
+    # As Lightning saves it: with the discriminator, and callbacks by their classes.
+    content = {
+        "state_dict": {**original.state_dict(), "loss.discriminator.main.0.weight": torch.ones(2)},
+        "callbacks": {Namespace: {"best_model_path": ""}},
+        "hyper_parameters": Namespace(lr=1e-4),
+    }
+    assert_same(imported(family, content, tmp_path), images, indices, original.images(indices))
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_open_magvit2_is_reproduced(tmp_path, averaged):
+    model = pytest.importorskip("open_magvit2.taming.modules.diffusionmodules.improved_model")
+    sizes = {"ch": 32, "out_ch": 3, "in_channels": 3, "num_res_blocks": 2, "z_channels": 6, "ch_mult": (1, 2, 2)}
+    original = torch.nn.Module()
+    for name, part in (("encoder", model.Encoder), ("decoder", model.Decoder)):
+        setattr(original, name, part(**sizes, resolution=32, double_z=False))
+    weights = randomise(original).state_dict()
+    mask = original.encoder(pictures()) > 0
+    indices = (mask.long() * (2 ** torch.arange(6)).view(-1, 1, 1)).sum(1)
+    if averaged:
+        other = {name: torch.randn_like(tensor) for name, tensor in weights.items()}
+        means = {f"model_ema.{name.replace('.', '')}": tensor for name, tensor in weights.items()}
+        weights = {**other, **means, "model_ema.decay": torch.tensor(0.999)}
+    tokenizer = imported("magvit2:256", {"state_dict": weights}, tmp_path, weights="ema" if averaged else "raw")
+    assert_same(tokenizer, pictures(), indices, original.decoder(torch.where(mask, 1.0, -1.0)))
+
+
+DIFFUSERS = {
+    "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+    "up_block_types": ("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+    "block_out_channels": (32, 64),
+    "layers_per_block": 1,
+    "latent_channels": 4,
+}
+WITHOUT_ATTENTION = {
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "mid_block_add_attention": False,
+}
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"norm_type": "spatial"}, WITHOUT_ATTENTION], ids=["vq", "movq", "no_attention"]
+)
+def test_vq_model_of_diffusers_is_reproduced(tmp_path, changes):
+    diffusers = pytest.importorskip("diffusers")
+    original = randomise(diffusers.VQModel(**DIFFUSERS | changes, num_vq_embeddings=64, vq_embed_dim=4))
+    latents = original.encode(pictures()).latents
+    spread_codes(original.quantize.embedding.weight.data, latents)
+    indices = original.quantize(latents)[2][2].view(2, 16, 16)
+    codes = original.quantize.get_codebook_entry(indices.flatten(), (2, 16, 16, 4))
+    original.save_pretrained(tmp_path)
+    decoded = original.decode(codes, force_not_quantize=True).sample
+    # With spatial normalisation the original differs from itself in double precision by more than PIXELS.
+    tolerance = ROUNDED if changes == {"norm_type": "spatial"} else PIXELS
+    assert_same(import_checkpoint(tmp_path), pictures(), indices, decoded, tolerance)
+
+
+@pytest.mark.parametrize("projections", [True, False])
+def test_autoencoder_kl_of_diffusers_is_reproduced(tmp_path, projections):
+    diffusers = pytest.importorskip("diffusers")
+    changes = {"use_quant_conv": projections, "use_post_quant_conv": projections, "scaling_factor": 0.5}
+    original = randomise(diffusers.AutoencoderKL(**DIFFUSERS, **changes))
+    original.save_pretrained(tmp_path)
+    tokenizer = import_checkpoint(tmp_path)
+    mean = original.encode(pictures()).latent_dist.mean
+    with torch.no_grad():
+        codes = tokenizer.encode(pictures()).codes
+        torch.testing.assert_close(codes, mean, atol=PIXELS, rtol=0)
+        decoded = original.decode(mean).sample
+        scale = max(1.0, decoded.abs().max().item())
+        torch.testing.assert_close(tokenizer.decode(mean), decoded, atol=PIXELS * scale, rtol=0)
+    assert tokenizer.preprocessing["scaling_factor"] == 0.5
+
+
+@torch.no_grad()
+def test_a_third_party_vq_vae_reaches_its_quality():
+    if "VISTOK_TEST_DATA" not in os.environ:
+        pytest.skip("VISTOK_TEST_DATA")
+    folder = Path(os.environ["VISTOK_TEST_DATA"])
+    tokenizer = vistok.load("vqvae:nimblebox", path=folder / "checkpoints" / "nimblebox_vqvae.pt")
+    ratios = []
+    for path in sorted((folder / "kodak24").glob("*.png"))[:12]:
+        picture = pil_to_tensor(Image.open(path)).float()
+        decoded = tokenizer.decode_indices(tokenizer.encode(picture[None] / 127.5 - 1).indices)[0]
+        error = ((decoded.clamp(-1, 1) + 1) * 127.5).round() - picture
+        ratios.append(10 * math.log10(255**2 / error.square().mean()))
+    assert len(ratios) == 12
+    assert round(sum(ratios) / 12, 2) == 27.05
+
+
+def llamagen_like(**changes):
+    """A small checkpoint with LlamaGen's names, made of our own weights."""
+    torch.manual_seed(0)
+    trunk = {"patch_size": 1, "base_channels": 32, "num_blocks": 1, "channel_multipliers": (1, 2), "z_channels": 8}
+    parts = {
+        "encoder": vistok.encoder.CNNEncoder(**trunk, attention="last"),
+        "decoder": vistok.decoder.CNNDecoder(**trunk, attention="last"),
+    }
+    # In the order in which the blocks run: level 0, then 1 with attention, then the middle; and the reverse.
+    names = {
+        "encoder": [
+            "conv_blocks.0.res.0",
+            "conv_blocks.0.downsample",
+            "conv_blocks.1.res.0",
+            "conv_blocks.1.attn.0",
+            "mid.0",
+            "mid.1",
+            "mid.2",
+        ],
+        "decoder": [
+            "mid.0",
+            "mid.1",
+            "mid.2",
+            "conv_blocks.0.res.0",
+            "conv_blocks.0.attn.0",
+            "conv_blocks.0.upsample",
+            "conv_blocks.1.res.0",
+        ],
+    }
+    weights = {}
+    for name, part in parts.items():
+        for key, tensor in part.state_dict().items():
+            if key.startswith("blocks."):
+                _, number, leaf = key.split(".", 2)
+                key = f"{names[name][int(number)]}.{leaf}".replace("shortcut", "nin_shortcut")
+                key = key.replace("projection", "proj_out")
+            if ".qkv." in key:
+                weights |= {
+                    f"{name}.{key.replace('.qkv.', f'.{letter}.')}": each
+                    for letter, each in zip("qkv", tensor.chunk(3), strict=True)
+                }
+            else:
+                weights[f"{name}.{key}"] = tensor
+    for name, shape in (("quant_conv", (4, 8)), ("post_quant_conv", (8, 4))):
+        weights |= {f"{name}.weight": torch.randn(*shape, 1, 1), f"{name}.bias": torch.randn(shape[0])}
+    return {**weights, "quantize.embedding.weight": torch.randn(32, 4), **changes}
+
+
+def test_a_tokenizer_within_a_larger_model_is_found(tmp_path):
+    weights = llamagen_like()
+    alone = imported("llamagen", weights, tmp_path)
+    inside = {f"gen_vision_model.{name}": tensor for name, tensor in weights.items()}
+    inside["language_model.layers.0.weight"] = torch.ones(3)
+    within = imported("llamagen", inside, tmp_path)
+    assert all(torch.equal(tensor, within.state_dict()[name]) for name, tensor in alone.state_dict().items())
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_what_training_puts_before_names_is_left_out(tmp_path, prefix):
+    wrapped = {"model": {f"{prefix}{name}": tensor for name, tensor in llamagen_like().items()}}
+    assert imported("llamagen", wrapped, tmp_path).vocab_size == 32
+
+
+def test_moving_averages_are_taken_when_asked_for(tmp_path):
+    content = {"model": llamagen_like(), "ema": {name: tensor + 1 for name, tensor in llamagen_like().items()}}
+    raw, ema = (imported("llamagen", content, tmp_path, weights=weights) for weights in ("raw", "ema"))
+    assert torch.equal(ema.quantizer.table, raw.quantizer.table + 1)
+    with pytest.raises(ValueError, match="has no moving averages: use weights=raw"):
+        imported("llamagen", {"model": llamagen_like()}, tmp_path, weights="ema")
+
+
+def test_half_precision_is_widened(tmp_path):
+    tokenizer = imported("llamagen", {key: each.bfloat16() for key, each in llamagen_like().items()}, tmp_path)
+    assert {tensor.dtype for tensor in tokenizer.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stranger.weight": torch.ones(2)}, r"1 tensors have no place in the model: \['stranger.weight'\]"),
+        ({"quantize.embedding.weight": torch.ones(32, 5)}, r"to_codes.weight is \(4, 8, 1, 1\).*expected \(5, 8\)"),
+        ({"quant_conv.bias": torch.full((4,), torch.nan)}, "to_codes.bias holds NaN or infinite values"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_errors_that_name_them(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        imported("llamagen", llamagen_like(**changes), tmp_path)
+
+
+def test_a_missing_tensor_is_named(tmp_path):
+    weights = llamagen_like()
+    del weights["decoder.conv_in.bias"]
+    with pytest.raises(ValueError, match=r"has no tensor decoder\.conv_in\.bias"):
+        imported("llamagen", weights, tmp_path)
+
+
+def test_a_family_is_recognised_by_the_names_of_its_tensors(tmp_path):
+    torch.save(llamagen_like(), tmp_path / "model.pt")
+    assert import_checkpoint(tmp_path / "model.pt").vocab_size == 32
+    torch.save({"weight": torch.ones(2)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="is of none of the families llamagen, "):
+        import_checkpoint(tmp_path / "other.pt")
+
+
+def test_programs_with_the_same_names_are_told_apart_by_the_user(tmp_path):
+    torch.save(dict.fromkeys((*FAMILIES["ibq"].marks,), torch.ones(2)), tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="may be of any of the families taming, ibq, chameleon"):
+        import_checkpoint(tmp_path / "model.pt")
+
+
+def test_an_option_without_effect_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="levels has no effect on this checkpoint; it takes size"):
+        imported("llamagen", llamagen_like(), tmp_path, levels=[3])
+
+
+def test_preprocessing_is_recorded(tmp_path):
+    tokenizer = imported("llamagen", llamagen_like(), tmp_path, size=128)
+    assert tokenizer.preprocessing == {
+        "size": [128, 128],
+        "channels": 3,
+        "resize": {"filter": "bicubic", "mode": "short_side"},
+        "crop": "center",
+        "range": [-1, 1],
+    }
+
+
+def test_load_takes_the_name_of_a_published_checkpoint_and_a_file(tmp_path):
+    torch.save(llamagen_like(), tmp_path / "model.pt")
+    tokenizer = vistok.load("llamagen:vq-16", path=tmp_path / "model.pt", dtype=torch.bfloat16)
+    assert tokenizer.encode(torch.zeros(1, 3, 8, 8, dtype=torch.bfloat16)).codes.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="llamagen has no checkpoint 'vq-17': choose one of vq-16, vq-8"):
+        vistok.load("llamagen:vq-17", path=tmp_path / "model.pt")
+
+
+def test_an_imported_tokenizer_is_the_same_from_its_bundle(tmp_path):
+    tokenizer = imported("llamagen", llamagen_like(), tmp_path)
+    loaded = vistok.load(vistok.save(tokenizer, tmp_path / "bundle", origin={"licence": "MIT"}))
+    images = pictures()
+    assert torch.equal(loaded.encode(images).indices, tokenizer.encode(images).indices)
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    assert 'license_name: "MIT"' in card
+    assert "## Origin\n\n- licence: MIT" in card
+
+
+def test_names_of_published_checkpoints_are_unique_and_complete():
+    listed = list_pretrained()
+    assert len({each.name for each in listed}) == len(listed)
+    assert all(each.source and each.file and each.licence for each in listed)
+    assert {each.name.partition(":")[0] for each in listed} == set(FAMILIES)
+
+
+def run_command(monkeypatch, capsys, *arguments):
+    """What ``vistok SUBCOMMAND ...`` prints."""
+    from vistok.cli import main
+
+    monkeypatch.setattr("sys.argv", ["vistok", *map(str, arguments)])
+    main()
+    return capsys.readouterr().out
+
+
+@pytest.fixture
+def _main_module(monkeypatch):
+    # The command line leaves the name of its module there.
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+
+
+@pytest.mark.usefixtures("_main_module")
+def test_convert_makes_a_bundle_that_names_its_origin(tmp_path, monkeypatch, capsys):
+    torch.save({"model": llamagen_like()}, tmp_path / "model.pt")
+    command = ["convert", tmp_path / "model.pt", tmp_path / "bundle", "--family", "llamagen:vq-16"]
+    assert "codebook_size=32" in run_command(monkeypatch, capsys, *command, "--option", "size=64")
+    assert vistok.load(tmp_path / "bundle").default_size == (64, 64)
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    assert "- source: FoundationVision/LlamaGen" in card
+    assert "- sha256: " in card
+
+
+@pytest.mark.usefixtures("_main_module")
+def test_convert_reports_what_is_wrong_in_one_line(tmp_path, monkeypatch, capsys):
+    torch.save({"weight": torch.ones(2)}, tmp_path / "model.pt")
+    with pytest.raises(SystemExit, match=r"vistok convert: .* is of none of the families"):
+        run_command(monkeypatch, capsys, "convert", tmp_path / "model.pt", tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.usefixtures("_main_module")
+def test_list_prints_a_line_for_each_checkpoint(monkeypatch, capsys):
+    lines = run_command(monkeypatch, capsys, "list").splitlines()
+    assert len(lines) == 1 + len(list_pretrained())
+    assert lines[1].split()[:3] == ["llamagen:vq-16", "71.9", "MIT"]
+    assert len(run_command(monkeypatch, capsys, "list", "movq").splitlines()) == 4

@@ -1,0 +1,127 @@
+"""``vistok shards``: write pictures into tar shards for ``data=webdataset``."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vistok.data.manifest import Manifest
+
+EXAMPLES = """examples:
+  vistok shards /my/photos shards/train                           copy the files as they are
+  vistok shards /my/photos shards/train --size 256 --quality 95   short side to 256 pixels, as JPEG
+  vistok shards /my/photos shards/val --list val.txt --size 256 --crop --resize adm
+  vistok shards torchvision:cifar10 shards/cifar10 --split train
+  vistok shards hf:uoft-cs/cifar100 shards/cifar100 --split train --image-key img --label-key fine_label
+then:
+  vistok train data=webdataset data.shards=shards/train data.val_shards=shards/val
+
+A conversion that was interrupted goes on when the same command is given again; one that is complete is verified."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the command."""
+    parser = argparse.ArgumentParser(
+        prog="vistok shards",
+        description="Write pictures into tar shards, with a manifest of counts and checksums.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", help="folder of pictures | torchvision:NAME | hf:NAME or hf:FOLDER")
+    parser.add_argument("dest", type=Path, help="folder of the shards, one for each split")
+    parser.add_argument("--list", type=Path, metavar="FILE", help="text file of paths below the folder, one per line")
+    parser.add_argument("--split", default="train", help="of a torchvision or Hugging Face set (default: train)")
+    parser.add_argument(
+        "--root", type=Path, default=Path("data"), help="where torchvision keeps its sets (default: data)"
+    )
+    parser.add_argument("--image-key", default="image", help="column of a Hugging Face set (default: image)")
+    parser.add_argument("--label-key", help="column of integer labels")
+    parser.add_argument("--text-key", help="column of captions")
+    parser.add_argument("--streaming", action="store_true", help="read a Hugging Face set without storing it")
+    parser.add_argument("--size", type=int, help="short side in pixels (default: files are copied unchanged)")
+    parser.add_argument("--resize", default="short_side", help="short_side | adm (default: short_side)")
+    parser.add_argument("--filter", default="bicubic", help="bicubic | bilinear | lanczos | box (default: bicubic)")
+    parser.add_argument("--crop", action="store_true", help="cut the centre square")
+    parser.add_argument("--format", help="jpg | png | webp (default: jpg, or png for 4 channels)")
+    parser.add_argument("--quality", type=int, help="1 to 100, of jpg and webp (default: 95)")
+    parser.add_argument("--channels", type=int, default=3, help="3 | 1 | 4 of pictures written anew (default: 3)")
+    parser.add_argument("--shard-samples", type=int, default=1000, help="most pictures per shard (default: 1000)")
+    parser.add_argument("--shard-bytes", type=int, help="most bytes per shard (default: no limit)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
+    parser.add_argument("--max-bad-share", type=float, default=0.01, help="stop above this share (default: 0.01)")
+    return parser
+
+
+def main() -> None:
+    """Run the command line."""
+    arguments = parser().parse_args()
+    try:
+        manifest = run(arguments)
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted: give the same command again to go on\n")
+        sys.exit(130)
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("VISTOK_TRACEBACK"):
+            raise
+        sys.stderr.write(f"error: {error}\n(VISTOK_TRACEBACK=1 shows where it was raised)\n")
+        sys.exit(2)
+    bad = f"; {len(manifest.bad)} bad pictures left out, listed in manifest.json" if manifest.bad else ""
+    sys.stdout.write(
+        f"{manifest.num_samples} pictures in {len(manifest.shards)} shards, {manifest.num_bytes / 1e6:.1f} MB, "
+        f"verified{bad}\ntrain with: vistok train data=webdataset data.shards={arguments.dest} data.val_shards=...\n"
+    )
+
+
+def run(arguments: argparse.Namespace) -> "Manifest":
+    """Convert what the arguments say."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from vistok.data.convert import Recipe, convert
+    from vistok.data.pictures import PictureSource
+    from vistok.data.sources import open_source
+
+    recipe = Recipe(
+        arguments.size,
+        arguments.filter,
+        arguments.resize,
+        arguments.crop,
+        arguments.format,
+        arguments.quality,
+        arguments.channels,
+    )
+    source = open_source(
+        arguments.source,
+        arguments.list,
+        arguments.split,
+        arguments.root,
+        arguments.image_key,
+        arguments.label_key,
+        arguments.text_key,
+        arguments.streaming,
+    )
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}")
+    with Progress(*columns, TimeRemainingColumn(), disable=not sys.stderr.isatty()) as bars:
+        bar = bars.add_task(
+            str(arguments.dest), total=len(source) if isinstance(source, PictureSource) else None, speed=""
+        )
+
+        def progress(done: int) -> None:
+            speed = bars.tasks[0].speed
+            bars.update(bar, completed=done, speed=f"{speed:.0f} pictures/s" if speed else "")
+
+        return convert(
+            source,
+            arguments.dest,
+            recipe,
+            arguments.shard_samples,
+            arguments.shard_bytes,
+            arguments.workers,
+            arguments.max_bad_share,
+            progress,
+        )
+
+
+if __name__ == "__main__":
+    main()

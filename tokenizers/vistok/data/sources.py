@@ -1,0 +1,49 @@
+"""Where ``vistok shards`` reads from."""
+
+from pathlib import Path
+
+from vistok.data.hugging_face import HuggingFaceSet, HuggingFaceStream
+from vistok.data.image_folder import ImageFolder, find_classes, find_images, read_file_list
+from vistok.data.pictures import PictureSource, PictureStream
+from vistok.data.torchvision_set import TorchvisionSet
+
+
+def open_source(
+    source: str,
+    file_list: Path | None = None,
+    split: str = "train",
+    root: Path = Path("data"),
+    image_key: str = "image",
+    label_key: str | None = None,
+    text_key: str | None = None,
+    streaming: bool = False,
+) -> PictureSource | PictureStream:
+    """Open what a user calls a source.
+
+    Args:
+        source: A folder, ``torchvision:NAME``, or ``hf:NAME``.
+        file_list: Of a folder: text file of paths below it.
+        split: Of a torchvision or Hugging Face set.
+        root: Where torchvision keeps its sets.
+        image_key: Column of pictures of a Hugging Face set.
+        label_key: Column of labels of a Hugging Face set.
+        text_key: Column of captions of a Hugging Face set.
+        streaming: Whether to read a Hugging Face set without storing it.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: If a setting would have no effect.
+    """
+    kind, _, name = source.partition(":")
+    if kind != "hf" and (streaming or label_key or text_key):
+        raise ValueError(f"columns and streaming are settings of a Hugging Face set such as hf:{source}")
+    if kind in ("hf", "torchvision") and file_list is not None:
+        raise ValueError(f"a file list belongs to a folder, not to {source}")
+    if kind == "torchvision":
+        return TorchvisionSet(name, root.expanduser(), split)
+    if kind == "hf":
+        make = HuggingFaceStream if streaming else HuggingFaceSet
+        return make(name, split, None, image_key, label_key, text_key)
+    folder = Path(source).expanduser()
+    paths = find_images(folder) if file_list is None else read_file_list(folder, file_list.expanduser())
+    return ImageFolder(folder, paths, find_classes(paths))

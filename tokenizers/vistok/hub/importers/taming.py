@@ -1,0 +1,103 @@
+"""taming-transformers, and the programs that keep its names: latent diffusion, Chameleon, IBQ, OptVQ, VQGAN-LC, RQ-VAE.
+
+P. Esser, R. Rombach, B. Ommer: Taming Transformers for High-Resolution Image Synthesis,
+https://arxiv.org/abs/2012.09841; https://github.com/CompVis/taming-transformers.
+"""
+
+from typing import Any
+
+from vistok.hub.importers.base import Checkpoint, Family, Published, codebook, preprocessing
+from vistok.hub.importers.convolutional import TAMING, keep_mean, vqgan
+from vistok.tokenizer import Tokenizer
+
+TRUNK = ("encoder.down.0.block.0.conv1.weight", "encoder.mid.block_1.conv1.weight", "quant_conv.weight")
+LOSSES = ("loss.*", "discriminator.*", "perceptual_loss.*")
+HEIBOX = "https://heibox.uni-heidelberg.de/d/"
+LATENT_DIFFUSION = "https://ommer-lab.com/files/latent-diffusion/"
+
+
+def prepared(checkpoint: Checkpoint, **more: Any) -> dict[str, Any]:
+    """OpenCV's bilinear filter without antialiasing, as albumentations' SmallestMaxSize uses it."""
+    return preprocessing(checkpoint, filter="bilinear", antialias=False, **more)
+
+
+def convert(checkpoint: Checkpoint) -> Tokenizer:
+    """The nearest code; the Gumbel variant takes the best score of a linear layer, without noise."""
+    checkpoint.drop(*LOSSES)
+    if "quantize.embed.weight" in checkpoint:
+        table = checkpoint.take("quantize.embed.weight")
+        state = {f"scores.{name}": checkpoint.take(f"quantize.proj.{name}") for name in ("weight", "bias")}
+        quantizer = codebook(table, distance="linear", assignment="gumbel", gradient="soft", prior_weight=5e-4)
+    else:
+        table, state = checkpoint.take("quantize.embedding.weight"), {}
+        quantizer = codebook(table)
+    return vqgan(checkpoint, TAMING, quantizer, {"table": table, **state}, prepared(checkpoint))
+
+
+def convert_ibq(checkpoint: Checkpoint) -> Tokenizer:
+    """The code of the largest dot product, which need not be the nearest."""
+    checkpoint.drop(*LOSSES)
+    table = checkpoint.take("quantize.embedding.weight")
+    quantizer = codebook(table, distance="dot", gradient="soft")
+    return vqgan(checkpoint, TAMING, quantizer, {"table": table}, prepared(checkpoint))
+
+
+def convert_kl(checkpoint: Checkpoint) -> Tokenizer:
+    """Continuous codes: the mean of the posterior."""
+    checkpoint.drop(*LOSSES, "logvar")
+    return vqgan(checkpoint, TAMING, keep_mean(checkpoint), {}, prepared(checkpoint))
+
+
+PLAIN = (*TRUNK, "quantize.embedding.weight")
+FAMILY = Family(
+    name="taming",
+    title="VQGAN of taming-transformers and latent diffusion, https://github.com/CompVis/taming-transformers",
+    marks=(*TRUNK, "quantize.emb*.weight"),
+    convert=convert,
+    published=(
+        Published("imagenet-f16-1024", HEIBOX + "8088892a516d4e3baf92", "ckpts/last.ckpt", 72.1, "MIT"),
+        Published("imagenet-f16-16384", HEIBOX + "a7530b09fed84f80a887", "ckpts/last.ckpt", 76.1, "MIT"),
+        Published("gumbel-f8", HEIBOX + "2e5662443a6b4307b470", "ckpts/last.ckpt", 69.0, "MIT"),
+        Published("ldm-f4", LATENT_DIFFUSION + "vq-f4.zip", "model.ckpt", 55.3, "MIT"),
+        Published("ldm-f4-noattn", LATENT_DIFFUSION + "vq-f4-noattn.zip", "model.ckpt", 55.3, "MIT"),
+        Published("ldm-f8", LATENT_DIFFUSION + "vq-f8.zip", "model.ckpt", 67.7, "MIT"),
+        Published("ldm-f8-n256", LATENT_DIFFUSION + "vq-f8-n256.zip", "model.ckpt", 67.7, "MIT"),
+        Published("ldm-f16", LATENT_DIFFUSION + "vq-f16.zip", "model.ckpt", 69.6, "MIT"),
+    ),
+)
+IBQ = Family(
+    name="ibq",
+    title="IBQ of SEED-Voken, https://github.com/TencentARC/SEED-Voken",
+    marks=PLAIN,
+    convert=convert_ibq,
+    published=tuple(
+        Published(f"{size}{name}", f"TencentARC/IBQ-Tokenizer-{size}{suffix}", file, millions, "Apache-2.0")
+        for size, name, suffix, file, millions in (
+            (1024, "", "", "imagenet256_1024.ckpt", 107.1),
+            (8192, "", "", "imagenet256_8192.ckpt", 108.9),
+            (16384, "", "", "imagenet256_16384.ckpt", 111.0),
+            (262144, "", "", "imagenet256_262144.ckpt", 173.9),
+            (16384, "-pretrain", "-Pretrain", "IBQ_pretrain_16384.ckpt", 111.0),
+            (262144, "-pretrain", "-Pretrain", "IBQ_pretrain_262144.ckpt", 173.9),
+        )
+    ),
+)
+KL = Family(
+    name="ldm_kl",
+    title="Autoencoders with a KL term of latent diffusion, https://github.com/CompVis/latent-diffusion",
+    marks=TRUNK,
+    convert=convert_kl,
+    published=tuple(
+        Published(f"f{factor}", f"{LATENT_DIFFUSION}kl-f{factor}.zip", "model.ckpt", None, "MIT")
+        for factor in (4, 8, 16, 32)
+    ),
+)
+CHAMELEON = Family(
+    name="chameleon",
+    title="Chameleon, https://github.com/facebookresearch/chameleon",
+    marks=PLAIN,
+    convert=convert,
+    published=(
+        Published("vqgan", "facebook/chameleon-7b", "vqgan.ckpt", 68.7, "Chameleon Research License", {"size": 512}),
+    ),
+)

@@ -1,0 +1,164 @@
+"""The layers of a Llama, with a cache of keys and values.
+
+H. Touvron et al.: LLaMA: Open and Efficient Foundation Language Models, https://arxiv.org/abs/2302.13971.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+Rotation = tuple[Tensor, Tensor]
+
+
+class Cache:
+    """Keys and values of one layer, in memory that is taken once.
+
+    Args:
+        shape: ``(b, heads, length, channels of a head)``.
+        like: A tensor of the device and dtype.
+    """
+
+    def __init__(self, shape: Sequence[int], like: Tensor) -> None:
+        self.keys = like.new_zeros(shape)
+        self.values = like.new_zeros(shape)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where one new token stands, for layers that keep a cache.
+
+    Args:
+        position: int64 ``(1,)``.
+        visible: How much of the cache is looked at.
+        mask: Of these, what may be seen, bool ``(1 visible)``; None: all.
+    """
+
+    position: Int[Tensor, " 1"]
+    visible: int
+    mask: Tensor | None = None
+
+
+def rotation(grid: Sequence[int], channels: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
+    """Rotary position embedding (J. Su et al., https://arxiv.org/abs/2104.09864) of a start token and a grid.
+
+    The channels are divided among the axes of the grid, as LlamaGen does for images. Coordinates begin at 1; the start
+    token stands at the origin.
+
+    Args:
+        grid: Shape of the positions.
+        channels: Of a head; a multiple of twice the number of axes.
+        base: Of the wavelengths.
+
+    Returns:
+        Cosines and signed sines, both ``(1 + positions, channels)``.
+
+    Raises:
+        ValueError: If the channels cannot be divided.
+    """
+    axes = len(grid)
+    if channels % (2 * axes):
+        raise ValueError(
+            f"heads of {channels} channels cannot be divided among the {axes} axes of {tuple(grid)} in pairs: choose "
+            f"width / num_heads as a multiple of {2 * axes}"
+        )
+    pairs = channels // (2 * axes)
+    frequencies = base ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
+    places = torch.cartesian_prod(*(torch.arange(1.0, side + 1, dtype=torch.float64) for side in grid))
+    places = torch.cat([torch.zeros(1, axes), places.reshape(-1, axes)])
+    angles = (places[:, :, None] * frequencies).flatten(1).float()
+    return torch.cat([angles.cos()] * 2, -1), torch.cat([-angles.sin(), angles.sin()], -1)
+
+
+def rotate(x: Float[Tensor, "*b n c"], by: Rotation) -> Float[Tensor, "*b n c"]:
+    """Rotate pairs of channels, the i-th one of the first half with the i-th one of the second half, in float32."""
+    cosines, sines = by
+    swapped = x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+    return torch.addcmul(x * cosines, swapped, sines).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Causal attention.
+
+    Args:
+        width: Channels.
+        num_heads: Number of heads.
+    """
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n e"],
+        rotation: Rotation | None,
+        cache: Cache | None = None,
+        step: Step | None = None,
+    ) -> Float[Tensor, "b n e"]:
+        """Attend to all earlier tokens: those of `x`, or with a cache the one new token to those in the cache."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        if cache is not None and step is not None:
+            cache.keys.index_copy_(2, step.position, k)
+            cache.values.index_copy_(2, step.position, v)
+            k, v = cache.keys[:, :, : step.visible], cache.values[:, :, : step.visible]
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=step.mask)
+        else:
+            attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(attended.transpose(1, 2).flatten(2))
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward layer (N. Shazeer, https://arxiv.org/abs/2002.05202) of Llama's hidden size.
+
+    Args:
+        width: Channels; two thirds of four times as many are hidden, rounded up to a multiple of 256.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        hidden = 256 * math.ceil(8 * width // 3 / 256)
+        self.gate_and_up = nn.Linear(width, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Float[Tensor, "*b e"]) -> Float[Tensor, "*b e"]:
+        """Apply the layer."""
+        gate, up = self.gate_and_up(x).chunk(2, -1)
+        return self.down(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """Attention and feed-forward layer, each behind a root-mean-square norm and with a residual connection.
+
+    Args:
+        width: Channels.
+        num_heads: Number of heads.
+        dropout: Probability of a channel of either residual branch.
+    """
+
+    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(width, eps=1e-5)
+        self.attention = Attention(width, num_heads)
+        self.mlp_norm = nn.RMSNorm(width, eps=1e-5)
+        self.mlp = SwiGLU(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n e"],
+        rotation: Rotation | None,
+        cache: Cache | None = None,
+        step: Step | None = None,
+    ) -> Float[Tensor, "b n e"]:
+        """Apply the block, see `Attention`."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotation, cache, step))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))

@@ -1,0 +1,167 @@
+"""Sampling from a `GPT`, one token at a time, with cached keys and values."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from vistok.prior.gpt import GPT
+from vistok.prior.layers import Cache, Rotation, Step
+
+Trunk = Callable[[Tensor, Rotation | None, Step], Tensor]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn from logits.
+
+    Args:
+        temperature: Divides the logits; 0: always the most likely token.
+        top_k: Only the so many most likely tokens; None: all.
+        top_p: Only the most likely tokens that together have this probability, in (0, 1].
+        guidance: Scale s of classifier-free guidance: logits are ``none + s (class - none)``; 1: no guidance.
+
+    Raises:
+        ValueError: If a value is out of range or has no effect.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or (self.top_k is not None and self.top_k < 1) or not 0 < self.top_p <= 1:
+            raise ValueError(
+                "temperature must be at least 0, top_k at least 1 or null and top_p in (0, 1]; got "
+                f"temperature={self.temperature}, top_k={self.top_k}, top_p={self.top_p}"
+            )
+        if not self.temperature and (self.top_k is not None or self.top_p < 1):
+            raise ValueError("temperature=0 takes the most likely token: top_k and top_p have no effect")
+
+    def draw(self, logits: Float[Tensor, "b k"], generator: torch.Generator | None = None) -> Int[Tensor, " b"]:
+        """One index per row."""
+        if not self.temperature:
+            return logits.argmax(-1)
+        logits = logits / self.temperature
+        if self.top_k is not None and self.top_k < logits.shape[-1]:
+            smallest = logits.topk(self.top_k).values[:, -1:]
+            logits = logits.masked_fill(logits < smallest, -math.inf)
+        if self.top_p < 1:
+            ordered, order = logits.sort(descending=True)
+            probabilities = ordered.softmax(-1)
+            # The token that crosses the threshold stays.
+            outside = probabilities.cumsum(-1) - probabilities >= self.top_p
+            logits = logits.masked_fill(outside.scatter(1, order, outside), -math.inf)
+        return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(1)
+
+    def guide(self, logits: Float[Tensor, "n k"]) -> Float[Tensor, "b k"]:
+        """Guided logits of rows with their class, then as many without; without guidance, the rows as they are."""
+        if self.guidance == 1:
+            return logits
+        conditional, unconditional = logits.chunk(2)
+        return unconditional.lerp(conditional, self.guidance)
+
+
+class Decoder:
+    """The blocks of a model with their caches, one step at a time.
+
+    Args:
+        blocks: Of the model.
+        shape: Of a cache.
+        like: Of its device and dtype.
+        compile: Backend of `torch.compile`; None: do not. A compiled step always looks at the whole cache, so it is
+            compiled once.
+    """
+
+    def __init__(self, blocks: nn.ModuleList, shape: Sequence[int], like: Tensor, compile: str | None) -> None:
+        self.caches = [Cache(shape, like) for _ in blocks]
+        self.blocks = blocks
+        self.length = shape[2]
+        self.compiled = compile is not None
+        self.positions = torch.arange(self.length, device=like.device)
+        self.run: Trunk = self._run if compile is None else torch.compile(self._run, backend=compile, dynamic=False)
+
+    def __call__(self, x: Float[Tensor, "b e"], position: int, rotation: Rotation | None) -> Float[Tensor, "b e"]:
+        """Output of the token at a position, whose predecessors are in the caches."""
+        place = self.positions[position : position + 1]
+        static = Step(place, self.length, (self.positions <= place)[None]) if self.compiled else None
+        return self.run(x[:, None], rotation, static or Step(place, position + 1))[:, 0]
+
+    def _run(self, x: Tensor, rotation: Rotation | None, step: Step) -> Tensor:
+        for block, cache in zip(self.blocks, self.caches, strict=True):
+            x = block(x, rotation, cache, step)
+        return x
+
+
+@torch.inference_mode()
+def generate(
+    prior: GPT,
+    labels: Int[Tensor, " b"] | None = None,
+    sampling: Sampling | None = None,
+    *,
+    num_images: int | None = None,
+    compile: str | None = None,
+    generator: torch.Generator | None = None,
+) -> Int[Tensor, "b length"]:
+    """Draw the tokens of images.
+
+    Args:
+        prior: In evaluation mode.
+        labels: A class for each image; for models without classes, give `num_images` instead.
+        sampling: How to draw; default: from the model's own distribution.
+        num_images: How many images, without labels.
+        compile: Backend of `torch.compile` for the steps, such as ``inductor``; None: do not compile.
+        generator: Source of the draws, on the device of the model.
+
+    Returns:
+        Raw ids, as `vistok.Tokenizer.unflatten` takes them.
+
+    Raises:
+        ValueError: If labels and model do not fit, or there is nothing that guidance could lead away from.
+    """
+    sampling = sampling or Sampling()
+    if prior.training:
+        raise ValueError("sampling is for evaluation: call prior.eval() first")
+    if (labels is None) == (num_images is None):
+        raise ValueError("give either labels or num_images")
+    if labels is not None and not prior.num_classes:
+        raise ValueError("this model has no classes: give num_images instead of labels")
+    if labels is not None and not 0 <= int(labels.min()) <= int(labels.max()) <= prior.num_classes:
+        raise ValueError(
+            f"labels are 0 to {prior.num_classes - 1}, or {prior.num_classes} for no class; got {int(labels.min())} "
+            f"to {int(labels.max())}"
+        )
+    if sampling.guidance != 1 and labels is None:
+        raise ValueError(f"guidance={sampling.guidance} needs labels: write guidance=1")
+    count = len(labels) if labels is not None else int(num_images or 0)
+    x = prior.start(labels, count)
+    if sampling.guidance != 1:
+        x = torch.cat([x, prior.start(None, count)])
+    copies = len(x) // count
+    heads = (prior.num_heads, prior.width // prior.num_heads)
+    trunk = Decoder(prior.blocks, (len(x), heads[0], prior.num_steps, heads[1]), x, compile)
+    depth = Decoder(prior.head_blocks, (len(x), heads[0], prior.num_parts, heads[1]), x, compile)
+    rows = torch.empty(count, prior.num_positions * prior.num_parts, dtype=torch.int64, device=x.device)
+
+    def choose(features: Tensor, index: int) -> Tensor:
+        """Draw the part that `index` counts over all positions; returns its embedding."""
+        part = index % prior.num_parts
+        logits = sampling.guide(prior.part_logits(features, part))
+        drawn = sampling.draw(logits, generator) + (prior.part_ends[part] - prior.part_sizes[part])
+        rows[:, index] = drawn
+        return prior.token_embedding(drawn).repeat(copies, 1)
+
+    for step in range(prior.num_steps):
+        features = trunk(x, step, prior.rotation(step, step + 1))
+        if prior.head_positions is None:
+            x = choose(features, step)
+            continue
+        x = torch.zeros_like(features)
+        for part, position in enumerate(prior.head_positions):
+            inputs = (x if part else features) + position
+            x = x + choose(depth(inputs, part, None), step * prior.num_parts + part)
+    return prior.to_tokens(rows.unflatten(1, (prior.num_positions, prior.num_parts)))

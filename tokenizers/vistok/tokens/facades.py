@@ -1,0 +1,325 @@
+"""Tokenizers with the calls that public generators make, so that vistok drops into their code bases.
+
+The calls are those of the programs named in each class; where a program draws on a loss of its tokenizer, it gets the
+quantizer's own losses, weighted and added.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from vistok.quantizer import MultiScaleQuantizer, ResidualQuantizer
+from vistok.quantizer.base import Quantized
+from vistok.quantizer.multiscale import average
+from vistok.tokenizer import Tokenizer
+
+
+class Facade(nn.Module):
+    """A tokenizer in evaluation mode under another program's calls.
+
+    Args:
+        tokenizer: What does the work.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer.eval()
+
+    def loss(self, quantized: Quantized) -> Float[Tensor, ""]:
+        """The losses of the quantizer, weighted and added."""
+        weights = self.tokenizer.quantizer.loss_weights
+        return sum((weights[name] * value for name, value in quantized.losses.items()), quantized.codes.new_zeros(()))
+
+    def require(self, fits: bool, what: str) -> None:
+        """Raise a ValueError unless the tokenizer fits."""
+        if not fits:
+            raise ValueError(
+                f"{type(self).__name__} is for {what}, this tokenizer has {type(self.tokenizer.quantizer).__name__} "
+                f"with {self.tokenizer.quantizer.num_codebooks} codebooks on features of layout "
+                f"{self.tokenizer.encoder.layout}"
+            )
+
+
+class TamingTokenizer(Facade):
+    """As taming-transformers, LlamaGen and Janus call their ``VQModel``; images in [-1, 1].
+
+    Args:
+        tokenizer: Of images, with one codebook.
+
+    Attributes:
+        quantize: Has ``get_codebook_entry``.
+
+    Raises:
+        ValueError: If the tokenizer is another.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__(tokenizer)
+        quantizer = tokenizer.quantizer
+        plain = quantizer.num_codebooks == 1 and not quantizer.scale_lengths((1, 1))
+        self.require(tokenizer.encoder.layout == "image" and plain, "grids with one codebook")
+        self.quantize = CodebookEntries(tokenizer)
+
+    def encode(self, x: Float[Tensor, "b c H W"]) -> tuple[Tensor, Tensor, tuple[None, None, Tensor]]:
+        """``(codes (b d h w), loss, (perplexity, encodings, indices (b*h*w,)))``; the two in between are None."""
+        quantized = self.tokenizer.encode(x)
+        return quantized.codes, self.loss(quantized), (None, None, quantized.indices.flatten())
+
+    def decode(self, quant: Float[Tensor, "b d h w"]) -> Float[Tensor, "b c H W"]:
+        """Images of codes."""
+        return self.tokenizer.decode(quant)
+
+    def decode_code(
+        self, code_b: Int[Tensor, "..."], shape: Sequence[int] | None = None, channel_first: bool = True
+    ) -> Float[Tensor, "b c H W"]:
+        """Images of indices of any shape; `shape` is ``(b d h w)``, or ``(b h w d)`` with ``channel_first=False``."""
+        if shape is None and code_b.ndim != 3:
+            raise ValueError(f"indices {tuple(code_b.shape)} do not tell their grid: pass shape=(b, d, h, w)")
+        if shape is not None:
+            b, *grid = _without_channels(shape, channel_first)
+            code_b = code_b.reshape(b, *grid)
+        return self.tokenizer.decode_indices(code_b.long())
+
+    def forward(self, input: Float[Tensor, "b c H W"]) -> tuple[Tensor, Tensor]:
+        """``(images, loss)``."""
+        quant, loss, _ = self.encode(input)
+        return self.decode(quant), loss
+
+
+class CodebookEntries(nn.Module):
+    """The look-up of taming's and LlamaGen's ``VectorQuantizer``.
+
+    Args:
+        tokenizer: With one codebook.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.quantizer = tokenizer.quantizer
+
+    @property
+    def n_e(self) -> int:
+        """Number of codes."""
+        return self.quantizer.codebook_size
+
+    @property
+    def e_dim(self) -> int:
+        """Channels of a code."""
+        return self.quantizer.dim
+
+    def get_codebook_entry(
+        self, indices: Int[Tensor, "..."], shape: Sequence[int] | None = None, channel_first: bool | None = None
+    ) -> Tensor:
+        """Codes of indices.
+
+        Args:
+            indices: Of any shape.
+            shape: None gives rows ``(n d)``.
+            channel_first: None: `shape` is ``(b h w d)`` and the result ``(b d h w)``, as in taming. True: both are
+                ``(b d h w)``; False: both are ``(b h w d)``; as in LlamaGen.
+        """
+        flat = indices.flatten().long()
+        if shape is None:
+            return self.quantizer.indices_to_codes(flat[None])[0].T
+        b, *grid = _without_channels(shape, bool(channel_first))
+        codes = self.quantizer.indices_to_codes(flat.view(b, *grid))
+        return codes.movedim(1, -1) if channel_first is False else codes
+
+
+def _without_channels(shape: Sequence[int], channel_first: bool) -> tuple[int, ...]:
+    return (shape[0], *(shape[2:] if channel_first else shape[1:-1]))
+
+
+class OneDimensionalTokenizer(Facade):
+    """As RAR and the MaskGIT of 1d-tokenizer call their ``PretrainedTokenizer``; images in [0, 1].
+
+    Args:
+        tokenizer: Of grids or sequences.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__(tokenizer)
+        self.codebook_size = tokenizer.vocab_size
+
+    @torch.no_grad()
+    def encode(self, x: Float[Tensor, "b c H W"]) -> Any:
+        """Indices ``(b, n)``."""
+        return self.tokenizer.flatten(self.tokenizer.encode(x * 2 - 1).indices)
+
+    @torch.no_grad()
+    def decode_tokens(self, tokens: Int[Tensor, "b ..."]) -> Float[Tensor, "b c H W"]:
+        """Images in [0, 1] of the training size."""
+        indices = self.tokenizer.unflatten(tokens.flatten(1).long())
+        return self._to_unit(self.tokenizer.decode_indices(indices, self.tokenizer.default_size))
+
+    def _to_unit(self, images: Tensor) -> Tensor:
+        return ((images + 1) / 2).clamp(0, 1)
+
+
+class TiTokTokenizer(OneDimensionalTokenizer):
+    """As 1d-tokenizer's TiTok is called; images in [0, 1].
+
+    Args:
+        tokenizer: Of sequences, with one codebook.
+
+    Raises:
+        ValueError: If the tokenizer is another.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__(tokenizer)
+        one = tokenizer.quantizer.num_codebooks == 1
+        self.require(tokenizer.encoder.layout == "sequence" and one, "sequences with one codebook")
+
+    @torch.no_grad()
+    def encode(self, x: Float[Tensor, "b c H W"]) -> tuple[Tensor, dict[str, Tensor]]:
+        """``(codes (b d 1 n), {"min_encoding_indices": (b 1 n), "quantizer_loss": scalar})``."""
+        quantized = self.tokenizer.encode(x * 2 - 1)
+        found = {"min_encoding_indices": quantized.indices[:, None], "quantizer_loss": self.loss(quantized)}
+        return quantized.codes[:, :, None], found
+
+    @torch.no_grad()
+    def decode(self, z_quantized: Float[Tensor, "b d 1 n"]) -> Float[Tensor, "b c H W"]:
+        """Images of codes, of the training size."""
+        return self._to_unit(self.tokenizer.decode(z_quantized.squeeze(2), self.tokenizer.default_size))
+
+
+class RQTokenizer(Facade):
+    """As RQ-Transformer calls its ``RQVAE``; images in [-1, 1].
+
+    Args:
+        tokenizer: Of images, with a residual quantizer.
+
+    Raises:
+        ValueError: If the tokenizer is another.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__(tokenizer)
+        quantizer = tokenizer.quantizer
+        fits = isinstance(quantizer, ResidualQuantizer) and quantizer.num_codebooks == quantizer.count > 1
+        self.require(fits and tokenizer.encoder.layout == "image", "residual stacks on grids")
+
+    @torch.no_grad()
+    def get_codes(self, xs: Float[Tensor, "b c H W"]) -> Int[Tensor, "b h w depth"]:
+        """Indices of images."""
+        return self.tokenizer.encode(xs).indices
+
+    @torch.no_grad()
+    def decode_code(self, code: Int[Tensor, "b h w depth"]) -> Float[Tensor, "b c H W"]:
+        """Images of indices of all or of the first depths."""
+        return self.tokenizer.decode_indices(code)
+
+    @torch.no_grad()
+    def get_code_emb_with_depth(self, code: Int[Tensor, "b *grid depth"]) -> tuple[Tensor, None]:
+        """``(codes (b *grid depth d), None)``: what each depth adds to the sum."""
+        # The look-up accepts the first depths of a code: what a depth adds is the difference that it makes.
+        sums = [self.tokenizer.quantizer.indices_to_codes(code[..., :end]) for end in range(1, code.shape[-1] + 1)]
+        added = [sums[0], *(after - before for before, after in pairwise(sums))]
+        return torch.stack([each.movedim(1, -1) for each in added], -2), None
+
+
+class VARTokenizer(Facade):
+    """As VAR calls its ``VQVAE``; images in [-1, 1], of the training size.
+
+    Args:
+        tokenizer: Of images, with a pyramid of one codebook.
+
+    Attributes:
+        quantize: Has ``idxBl_to_var_input``, ``get_next_autoregressive_input`` and ``embedding``.
+
+    Raises:
+        ValueError: If the tokenizer is another.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__(tokenizer)
+        quantizer = tokenizer.quantizer
+        fits = isinstance(quantizer, MultiScaleQuantizer) and quantizer.num_codebooks == 1
+        self.require(fits and tokenizer.encoder.layout == "image", "pyramids of one codebook on grids")
+        self.quantize = PyramidInputs(tokenizer)
+        self.vocab_size = tokenizer.vocab_size
+        self.Cvae = quantizer.dim
+
+    @torch.no_grad()
+    def img_to_idxBl(  # noqa: N802 - the name is VAR's
+        self, inp_img_no_grad: Float[Tensor, "b c H W"], v_patch_nums: Sequence[int] | None = None
+    ) -> list[Tensor]:
+        """Indices ``(b side*side)`` of each scale.
+
+        Raises:
+            ValueError: If `v_patch_nums` are not the tokenizer's own scales.
+        """
+        if v_patch_nums is not None and list(v_patch_nums) != [height for _, height, _ in self.quantize.sizes]:
+            raise ValueError(f"v_patch_nums={list(v_patch_nums)}: this tokenizer has the scales {self.quantize.sizes}")
+        return list(self.tokenizer.encode(inp_img_no_grad).indices.split(self.quantize.lengths, 1))
+
+    @torch.no_grad()
+    def idxBl_to_img(  # noqa: N802 - the name is VAR's
+        self,
+        ms_idx_Bl: list[Tensor],  # noqa: N803
+        same_shape: bool = True,
+        last_one: bool = False,
+    ) -> Any:
+        """Images of all scales, or a list of the images of the first scale, of the first two and so on.
+
+        Raises:
+            ValueError: With ``same_shape=False``: all images have the size of the whole.
+        """
+        if not same_shape:
+            raise ValueError("images of the first scales have the size of the whole: pass same_shape=True")
+        ends = [len(ms_idx_Bl)] if last_one else range(1, len(ms_idx_Bl) + 1)
+        images = [self.fhat_to_img(self.quantize.codes(ms_idx_Bl[:end])) for end in ends]
+        return images[0] if last_one else images
+
+    @torch.no_grad()
+    def fhat_to_img(self, f_hat: Float[Tensor, "b d h w"]) -> Float[Tensor, "b c H W"]:
+        """Images in [-1, 1] of the sum of the scales."""
+        return self.tokenizer.decode(f_hat).clamp(-1, 1)
+
+
+class PyramidInputs(nn.Module):
+    """What VAR asks of its ``VectorQuantizer2``: the inputs of its transformer.
+
+    Args:
+        tokenizer: With a pyramid; grids are those of its training size.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        assert isinstance(tokenizer.quantizer, MultiScaleQuantizer)
+        self.quantizer = tokenizer.quantizer
+        self.grid = (1, *tokenizer.grid())
+        self.sizes = self.quantizer._sizes(self.grid)
+        self.lengths = self.quantizer.scale_lengths(self.grid)
+
+    def embedding(self, indices: Int[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
+        """Codes of indices, before they are enlarged."""
+        return self.quantizer.part(0).indices_to_codes(indices).movedim(1, -1)
+
+    def codes(self, ms_idx_Bl: list[Tensor]) -> Float[Tensor, "b d h w"]:  # noqa: N803
+        """Sum of the first scales."""
+        return self.quantizer.indices_to_codes(torch.cat(ms_idx_Bl, 1), self.grid[1:])
+
+    def idxBl_to_var_input(self, gt_ms_idx_Bl: list[Tensor]) -> Float[Tensor, "b n d"]:  # noqa: N802, N803
+        """Input of the transformer for the scales after the first: the sum of the scales before, reduced to each."""
+        inputs = [self._reduce(self.codes(gt_ms_idx_Bl[:end]), end) for end in range(1, len(gt_ms_idx_Bl))]
+        return torch.cat([each.flatten(2) for each in inputs], 2).movedim(1, -1)
+
+    def get_next_autoregressive_input(
+        self,
+        si: int,
+        SN: int,  # noqa: N803
+        f_hat: Float[Tensor, "b d h w"],
+        h_BChw: Float[Tensor, "b d h2 w2"],  # noqa: N803
+    ) -> tuple[Float[Tensor, "b d h w"], Float[Tensor, "b d h3 w3"]]:
+        """The sum with the codes of scale `si` of `SN`, and the same reduced to the next scale."""
+        f_hat = f_hat + self.quantizer._enlarge(h_BChw.flatten(2), self.sizes[si], self.grid, si)[:, :, 0]
+        return f_hat, (self._reduce(f_hat, si + 1) if si < SN - 1 else f_hat)
+
+    def _reduce(self, codes: Tensor, scale: int) -> Tensor:
+        return average(codes[:, :, None], self.sizes[scale])[:, :, 0]
