@@ -261,7 +261,9 @@ def test_half_precision_is_that_of_all_but_the_quantizer(tmp_path):
     assert tokenizer.encoder.conv_in.weight.dtype == torch.bfloat16
     assert tokenizer.quantizer.table.dtype == torch.float32
     quantized = tokenizer.encode(torch.rand(1, 3, 16, 16).bfloat16())
-    assert tokenizer.decode(quantized.codes).dtype == torch.bfloat16
+    images = tokenizer.decode(quantized.codes)
+    assert images.dtype == torch.bfloat16
+    assert torch.equal(tokenizer.decode_indices(quantized.indices), images)
 
 
 def test_a_pushed_tokenizer_is_a_bundle_with_its_card(tmp_path, monkeypatch):

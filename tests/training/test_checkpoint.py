@@ -2,10 +2,12 @@
 
 import errno
 
+import lightning
 import pytest
 import torch
+from lightning.pytorch.demos.boring_classes import BoringModel
 
-from vistok.training.callbacks import WeightEMA
+from vistok.training.callbacks import LastCheckpoint, WeightEMA
 from vistok.training.checkpoint import AtomicCheckpointIO
 
 
@@ -40,3 +42,16 @@ def test_the_weight_average_warms_up_and_follows_its_formula():
     assert averaged[0].item() == pytest.approx(1 - 2 / 11)
     average(averaged, current, torch.tensor(1000))
     assert averaged[0].item() == pytest.approx(1 - 0.5 * 2 / 11)
+
+
+def test_a_validation_outside_of_training_leaves_the_last_checkpoint_alone(tmp_path):
+    trainer = lightning.Trainer(
+        callbacks=[LastCheckpoint(tmp_path)],
+        accelerator="cpu",
+        limit_val_batches=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.validate(BoringModel(), verbose=False)
+    assert not (tmp_path / "last.ckpt").exists()

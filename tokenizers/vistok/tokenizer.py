@@ -261,6 +261,8 @@ class Tokenizer(Configurable, nn.Module):
         """
         if size is None and self.decoder.layout == "sequence":
             size = self._size(None)
+        # A decoder in half precision takes the codes of a codebook that stays in float32.
+        codes = codes.to(next(self.decoder.parameters(), codes).dtype)
         return self.decoder(self.from_codes(codes), codes=codes, size=tuple(size) if size is not None else None)
 
     def decode_indices(

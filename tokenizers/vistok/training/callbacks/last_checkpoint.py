@@ -13,6 +13,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.loops.evaluation_loop import RestartStage
+from lightning.pytorch.trainer.states import TrainerFn
 
 from vistok.distributed import all_reduce_min, is_distributed
 
@@ -147,7 +148,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Stop before the validation if a signal came."""
-        if trainer.sanity_checking:
+        if not _is_part_of_training(trainer):
             return
         trainer.fit_loop.epoch_loop.max_steps -= self._extra_steps
         self._extra_steps = 0
@@ -166,13 +167,13 @@ class LastCheckpoint(Checkpoint):
         dataloader_idx: int = 0,
     ) -> None:
         """Stop inside the validation if a signal came."""
-        if not trainer.sanity_checking and batch_idx < self._common_batches:
+        if _is_part_of_training(trainer) and batch_idx < self._common_batches:
             averages = [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]  # type: ignore[attr-defined]
             self._stop_validation(trainer, pl_module, averages)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Save what was validated; stop if a signal came."""
-        if trainer.sanity_checking or trainer.fit_loop._should_accumulate():
+        if not _is_part_of_training(trainer) or trainer.fit_loop._should_accumulate():
             return
         self._save(trainer)
         received, _ = self._agree(trainer, pl_module)
@@ -270,6 +271,11 @@ class LastCheckpoint(Checkpoint):
             signal.signal(number, handler)
         self._previous.clear()
         self._received = None
+
+
+def _is_part_of_training(trainer: lightning.Trainer) -> bool:
+    """Whether a validation is one between steps, neither the check before them nor a call of `trainer.validate`."""
+    return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
 
 
 def _device(pl_module: lightning.LightningModule) -> torch.device:
