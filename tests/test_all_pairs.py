@@ -26,6 +26,7 @@ TINY = {
     "vit_video": {**PATCHES, "num_frames": 2},
     "feature": {"channels": 16, "width": 32, "num_heads": 2},
     "titok": {**PATCHES, "num_tokens": 8},
+    "vqvae": {"width": 16, "num_halvings": 3, "num_blocks": 1, "hidden_channels": 8},
     "vit": PATCHES,
     **dict.fromkeys(("vqgan", "movq", "magvit2", "maskgit"), CONV),
 }

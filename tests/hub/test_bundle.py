@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import vistok
 from vistok.decoder import CNNDecoder
 from vistok.encoder import CNNEncoder
+from vistok.hub.bundle import Unfilled
 from vistok.quantizer import FSQ, Identity, VectorQuantizer
 
 
@@ -253,6 +254,13 @@ def test_a_hub_repository_is_loaded_from_the_local_cache(bundle, monkeypatch):
 def test_arguments_of_the_hub_have_no_effect_on_a_folder(bundle):
     with pytest.raises(ValueError, match="revision, local_files_only has no effect on the local folder"):
         vistok.load(bundle, revision="v1", local_files_only=True)
+
+
+def test_building_without_random_numbers_ends_for_initialisers_that_draw_until_they_fit():
+    tensor = torch.full((64,), 9.0)
+    with Unfilled([(64,)]):
+        torch.nn.init.trunc_normal_(tensor, std=0.02)
+    assert tensor.abs().max() <= 2
 
 
 def test_half_precision_is_that_of_all_but_the_quantizer(tmp_path):
