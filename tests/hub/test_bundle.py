@@ -263,6 +263,17 @@ def test_building_without_random_numbers_ends_for_initialisers_that_draw_until_t
     assert tensor.abs().max() <= 2
 
 
+def test_building_that_is_stopped_leaves_gradients_on():
+    def build():
+        with torch.no_grad():
+            for _ in range(10**6):
+                torch.relu(torch.ones(1))
+
+    with pytest.raises(ValueError, match="asks for far more"), Unfilled([(1,)]):
+        build()
+    assert torch.is_grad_enabled()
+
+
 def test_half_precision_is_that_of_all_but_the_quantizer(tmp_path):
     folder = vistok.save(make(VectorQuantizer(32, 4)), tmp_path / "bundle")
     tokenizer = vistok.load(folder, dtype=torch.bfloat16)

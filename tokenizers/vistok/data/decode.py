@@ -38,7 +38,7 @@ class BadImageError(ValueError):
         self.reason = reason
 
 
-def check_background(background: Sequence[int]) -> tuple[int, ...]:
+def check_background(background: Sequence[float]) -> tuple[int, ...]:
     """`background` as a tuple.
 
     Raises:
@@ -46,7 +46,7 @@ def check_background(background: Sequence[int]) -> tuple[int, ...]:
     """
     if len(background) != 3 or not all(isinstance(value, int) and 0 <= value <= 255 for value in background):
         raise ValueError(f"background must be three integers from 0 to 255 such as [255,255,255], got {[*background]}")
-    return tuple(background)
+    return tuple(map(int, background))
 
 
 def decode_image(

@@ -146,6 +146,8 @@ class Unfilled(TorchFunctionMode):
             tensor = args[0] if args else kwargs["tensor"]
             # Initialisers that draw until the numbers are within bounds have to find them there.
             return tensor if getattr(func, "__module__", None) == "torch.nn.init" else tensor.zero_()
+        if name == "_set_grad_enabled":  # an error on the way out of no_grad would leave gradients off for good
+            return func(*args, **(kwargs or {}))
         self.operations -= 1
         if name in self.NEW:
             shape = args[0] if args and isinstance(args[0], Sequence) else args
