@@ -12,10 +12,11 @@ from vistok.data import WebDatasetData
 from vistok.data.bad_samples import TooManyBadSamplesError
 from vistok.data.convert import Recipe, ShardWriter, convert
 from vistok.data.image_folder import ImageFolder, find_classes, find_images
-from vistok.data.manifest import read_manifest, sha256_of
+from vistok.data.manifest import read_manifest
 from vistok.data.pictures import Picture, PictureStream
 from vistok.data.transforms import center_crop, resize_adm, resize_short_side
 from vistok.data.webdataset import count_all, expand_shards
+from vistok.hub.files import sha256
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_manifest_counts_what_the_shards_hold(folder, tmp_path):
     assert (manifest.complete, manifest.num_samples, manifest.classes) == (True, 10, ["cat", "dog"])
     for shard in manifest.shards:
         path = tmp_path / "out" / shard.name
-        assert (shard.num_bytes, shard.sha256) == (path.stat().st_size, sha256_of(path))
+        assert (shard.num_bytes, shard.sha256) == (path.stat().st_size, sha256(path))
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["num_samples"] == 10
 
 

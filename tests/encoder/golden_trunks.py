@@ -1,13 +1,8 @@
 """Outputs of original programs, and the names of our trunks in their weights."""
 
-import json
-import os
-from pathlib import Path
 from typing import NamedTuple
 
-import pytest
 import torch
-from safetensors import safe_open
 
 from vistok.layers import AttentionBlock, ResidualBlock
 
@@ -37,20 +32,6 @@ MASKBIT = Names(
     middle=("mid.res_blocks.0",),
     in_order=True,
 )
-
-
-def golden(name):
-    """Weights, inputs and outputs, and the configuration of an original program."""
-    if "VISTOK_TEST_DATA" not in os.environ:
-        pytest.skip("VISTOK_TEST_DATA")
-    path = Path(os.environ["VISTOK_TEST_DATA"]).parent / "golden" / f"{name}.safetensors"
-    if not path.is_file():
-        pytest.skip(f"VISTOK_TEST_DATA has no {path.name} beside it")
-    with safe_open(path, "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        config = json.loads(file.metadata()["config"])
-    weights = {key.removeprefix("weights."): value for key, value in tensors.items() if key.startswith("weights.")}
-    return weights, {key.removeprefix("io."): value for key, value in tensors.items() if key.startswith("io.")}, config
 
 
 def original_names(blocks, names, decoder):

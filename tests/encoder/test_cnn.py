@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from golden_trunks import LLAMAGEN, TAMING, golden, load_projections, load_trunk
+from golden import golden
+from golden_trunks import LLAMAGEN, TAMING, load_projections, load_trunk
 
 from vistok import Tokenizer
 from vistok.decoder import CNNDecoder

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from golden_trunks import MASKBIT, MASKGIT, golden, load_trunk
+from golden import golden
+from golden_trunks import MASKBIT, MASKGIT, load_trunk
 
 from vistok import Tokenizer
 from vistok.decoder import MaskGITDecoder

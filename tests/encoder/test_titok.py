@@ -1,12 +1,10 @@
 """Images as short sequences of tokens."""
 
-import os
 import re
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from golden import golden
 
 import vistok
 from vistok.config import config_of
@@ -223,18 +221,13 @@ def renamed(name):
 
 @pytest.mark.parametrize("name", ["titok_nonlegacy", "tatitok_vq"])
 def test_the_original_program_gives_the_same_indices_and_images(name):
-    path = Path(os.environ.get("VISTOK_TEST_DATA", "")).parent / "golden" / f"{name}.safetensors"
-    if not path.is_file():
-        pytest.skip("VISTOK_TEST_DATA is not set to a folder beside that of the golden files")
-    golden = load_file(path)
+    weights, io, _ = golden(name)
     options = {"image_size": 32, "num_tokens": 8, "width": 64, "depth": 2, "num_heads": 2}
     quantizer = VectorQuantizer(codebook_size=64, dim=12, distance="cosine")
     tokenizer = vistok.Tokenizer(
         TiTokEncoder(**options), quantizer, TiTokDecoder(**options), preprocessing={"size": [32, 32]}
     ).eval()
-    weights = {
-        renamed(key.removeprefix("weights.")): tensor for key, tensor in golden.items() if key.startswith("weights.")
-    }
+    weights = {renamed(key): tensor for key, tensor in weights.items()}
     # The conditioning on text and the usage of the codes are not part of the backbone.
     extra = {key for key in weights if "text_guidance" in key or "embed_prob" in key}
     own = tokenizer.state_dict()
@@ -242,11 +235,11 @@ def test_the_original_program_gives_the_same_indices_and_images(name):
     weights = {key: tensor.view_as(own[key]) for key, tensor in weights.items() if key not in extra}
     assert own.keys() - weights.keys() == {"quantizer.initialised", "quantizer.updates"}
     tokenizer.load_state_dict(own | weights)
-    quantized = tokenizer.encode(golden["io.x"])
-    assert torch.equal(quantized.indices, golden["io.indices"][:, 0])
+    quantized = tokenizer.encode(io["x"])
+    assert torch.equal(quantized.indices, io["indices"][:, 0])
     if not extra:
         images = tokenizer.decode_indices(quantized.indices)
-        torch.testing.assert_close(images, golden["io.decoded"], rtol=0, atol=1e-5)
+        torch.testing.assert_close(images, io["decoded"], rtol=0, atol=1e-5)
 
 
 def test_the_first_tokens_of_a_sequence_are_codes_too():

@@ -1,12 +1,10 @@
 """The patch transformer of images and videos, and its mirror image."""
 
-import os
 import re
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from golden import golden
 from torch import nn
 
 import vistok
@@ -257,18 +255,14 @@ def renamed(name):
 
 
 def test_the_original_program_gives_the_same_indices_and_images():
-    path = Path(os.environ.get("VISTOK_TEST_DATA", "")).parent / "golden" / "bsq.safetensors"
-    if not path.is_file():
-        pytest.skip("VISTOK_TEST_DATA is not set to a folder beside that of the golden files")
-    golden = load_file(path)
+    weights, io, _ = golden("bsq")
     options = {"patch_size": 8, "image_size": 32, "width": 64, "depth": 2, "num_heads": 2}
     tokenizer = vistok.Tokenizer(ViTEncoder(**options), BSQ(bits=18), ViTDecoder(**options)).eval()
-    weights = {name.removeprefix("weights."): tensor for name, tensor in golden.items() if name.startswith("weights.")}
     tokenizer.load_state_dict(
         {renamed(name): tensor for name, tensor in weights.items() if not name.startswith("quantize.")}
     )
-    quantized = tokenizer.encode(golden["io.x"])
-    assert torch.equal(quantized.indices.flatten(1), golden["io.indices"])
+    quantized = tokenizer.encode(io["x"])
+    assert torch.equal(quantized.indices.flatten(1), io["indices"])
     torch.testing.assert_close(
-        tokenizer.decode_indices(quantized.indices).clamp(0, 1), golden["io.decoded"], rtol=0, atol=1e-5
+        tokenizer.decode_indices(quantized.indices).clamp(0, 1), io["decoded"], rtol=0, atol=1e-5
     )

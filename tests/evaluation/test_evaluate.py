@@ -10,6 +10,7 @@ from patch_tokenizer import PROTOCOL, Levels, Repeat, make_batches, make_tokeniz
 from vistok.evaluation import evaluate
 from vistok.evaluation.evaluate import CODEBOOK_METRICS
 from vistok.metric import CodebookUsage, l1, psnr, ssim
+from vistok.metric.distances import INCEPTION_DISTANCES
 from vistok.quantizer.base import Quantized
 
 MORE = {"distances": ["kid", "sfid"], "fdd": "test_vit", "cmmd": "test_vit"}
@@ -319,3 +320,11 @@ def test_one_pass_of_inception_measures_everything(tokenizer):
     assert ("inception_score" in evaluation.metrics) != ("inception_score" in evaluation.missing)
     assert len(evaluation.protocol["rfid"]["sha256"]) == 64
     assert set(evaluation.notes) == {"rfid", "sfid", "kid"}
+
+
+@pytest.mark.parametrize(("rfid", "distances", "asked_for"), [(True, None, 5), (False, None, 0), (False, ["kid"], 1)])
+def test_the_default_distances_are_those_beside_rfid(rfid, distances, asked_for, tokenizer, tmp_path):
+    evaluation = run(tokenizer, make_batches(5), rfid=rfid, distances=distances, weights=tmp_path)
+    reasons = [evaluation.missing[name] for name in INCEPTION_DISTANCES]
+    assert sum("inception-2015-12-05.pth" in reason for reason in reasons) == asked_for
+    assert reasons.count("switched off") == 5 - asked_for

@@ -2,13 +2,15 @@
 
 import math
 import os
+import re
 import sys
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
-from golden_checkpoints import golden, imported
+from golden import golden
+from golden_checkpoints import imported
 from original_programs import Taming, closeness, pictures, product, randomise, spread_codes
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
@@ -332,8 +334,16 @@ def test_an_imported_tokenizer_is_the_same_from_its_bundle(tmp_path):
 def test_names_of_published_checkpoints_are_unique_and_complete():
     listed = list_pretrained()
     assert len({each.name for each in listed}) == len(listed)
-    assert all(each.source and each.file and each.licence for each in listed)
+    assert all(each.source and each.licence for each in listed)
+    # A file on the hub is fetched by its name; None says that the name is not known.
+    assert all(each.file is None or each.file.strip() for each in listed)
     assert {each.name.partition(":")[0] for each in listed} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("name", [each.name for each in list_pretrained() if each.file is None])
+def test_a_checkpoint_whose_file_name_is_not_known_is_asked_for(name):
+    with pytest.raises(FileNotFoundError, match=r"download its file from \S+, and pass path="):
+        vistok.load(name)
 
 
 def run_command(monkeypatch, capsys, *arguments):
@@ -365,8 +375,9 @@ def test_convert_makes_a_bundle_that_names_its_origin(tmp_path, monkeypatch, cap
 @pytest.mark.usefixtures("_main_module")
 def test_convert_reports_what_is_wrong_in_one_line(tmp_path, monkeypatch, capsys):
     torch.save({"weight": torch.ones(2)}, tmp_path / "model.pt")
-    with pytest.raises(SystemExit, match=r"vistok convert: .* is of none of the families"):
+    with pytest.raises(SystemExit, match="2"):
         run_command(monkeypatch, capsys, "convert", tmp_path / "model.pt", tmp_path / "bundle")
+    assert re.search(r"^error: .* is of none of the families", capsys.readouterr().err)
     assert not (tmp_path / "bundle").exists()
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import vistok
 from vistok.decoder import CNNDecoder
 from vistok.encoder import CNNEncoder
-from vistok.metric.weights import sha256
+from vistok.hub.files import sha256
 from vistok.prior import GPT, generate, load_prior, save_prior
 from vistok.prior.data import TokenData
 from vistok.prior.sample import choose_labels, load_tokenizer, sample_from_config

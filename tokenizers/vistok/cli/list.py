@@ -15,7 +15,7 @@ def main() -> None:
         parser.error(f"no family {family!r}: choose one of {', '.join(FAMILIES)}")
     rows = [("NAME", "MILLIONS", "LICENCE", "SOURCE", "FILE")]
     rows += [
-        (each.name, f"{each.parameters:.1f}" if each.parameters else "-", each.licence, each.source, each.file)
+        (each.name, f"{each.parameters:.1f}" if each.parameters else "-", each.licence, each.source, each.file or "-")
         for each in list_pretrained()
         if family in (None, each.name.partition(":")[0])
     ]

@@ -22,10 +22,11 @@ from torchvision.transforms.v2 import functional as F
 from vistok.data.bad_samples import BadSample, BadSampleLimit
 from vistok.data.decode import MODES, BadImageError, decode_image
 from vistok.data.loader import leave_signals_to_the_main_process
-from vistok.data.manifest import Manifest, Shard, read_manifest, sha256_of
+from vistok.data.manifest import Manifest, Shard, read_manifest
 from vistok.data.pictures import Picture, PictureSource, PictureStream
 from vistok.data.transforms import center_crop, check_resize, resize_by_mode
 from vistok.data.webdataset import IMAGE_KEYS, count_samples
+from vistok.hub.files import sha256
 
 FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 DEFAULT_QUALITY = 95
@@ -225,7 +226,7 @@ def verify(folder: Path, manifest: Manifest) -> None:
         path = folder / shard.name
         if not path.is_file():
             raise ValueError(f"{path} is missing: delete {folder} and convert again")
-        if sha256_of(path) != shard.sha256:
+        if sha256(path) != shard.sha256:
             raise ValueError(f"{path} is not what was written, its checksum differs: delete {folder} and convert again")
 
 
@@ -314,7 +315,7 @@ class ShardWriter:
         self._file.close()
         self._file = None
         path, digest = self._temporary, self._digest.hexdigest()
-        if sha256_of(path) != digest or count_samples(path) != self._num_samples:
+        if sha256(path) != digest or count_samples(path) != self._num_samples:
             raise OSError(f"{path} does not read back as it was written: check the disk")
         shard = Shard(self._path.name, self._num_samples, path.stat().st_size, digest, next_index)
         path.replace(self._path)

@@ -1,13 +1,12 @@
 """What ``vistok shards`` knows about the shards that it wrote."""
 
-import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vistok.data.bad_samples import BadSample
+from vistok.hub.files import atomic_write
 
 FILE_NAME = "manifest.json"
 
@@ -63,12 +62,9 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write the file so that a reader, or who goes on after a power cut, sees the old one or the new one."""
-        temporary = folder / f"{FILE_NAME}.tmp"
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump({"num_samples": self.num_samples, "num_bytes": self.num_bytes} | asdict(self), file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(folder / FILE_NAME)
+        content = {"num_samples": self.num_samples, "num_bytes": self.num_bytes} | asdict(self)
+        text = json.dumps(content, indent=1)
+        atomic_write(folder / FILE_NAME, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -88,12 +84,3 @@ def read_manifest(folder: Path) -> Manifest | None:
         return Manifest(**content)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no manifest that vistok shards wrote: {type(error).__name__} {error}") from error
-
-
-def sha256_of(path: Path) -> str:
-    """Checksum of a file in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

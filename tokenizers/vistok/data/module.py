@@ -46,7 +46,7 @@ class DataModule(LightningDataModule, ABC):
         num_workers: Loading processes; 0 loads in the main process.
         channels: 3 (RGB), 1 (gray) or 4 (RGBA).
         seed: Seed of the order and of all augmentation.
-        resize_filter: ``"bicubic"``, ``"bilinear"`` or ``"lanczos"``, PIL's, antialiased.
+        resize_filter: ``"bicubic"``, ``"bilinear"``, ``"lanczos"`` or ``"box"``, PIL's, antialiased.
         flip: Whether to mirror half of the training pictures.
         worker_timeout: Seconds after which a loading process that gives no batch counts as dead; 0: never.
         worker_restarts: How many times training starts its loading processes again after one died.

@@ -45,5 +45,7 @@ def open_source(
         make = HuggingFaceStream if streaming else HuggingFaceSet
         return make(name, split, None, image_key, label_key, text_key)
     folder = Path(source).expanduser()
+    if not folder.exists():
+        raise FileNotFoundError(f"{folder} does not exist: give a folder of pictures, torchvision:NAME or hf:NAME")
     paths = find_images(folder) if file_list is None else read_file_list(folder, file_list.expanduser())
     return ImageFolder(folder, paths, find_classes(paths))

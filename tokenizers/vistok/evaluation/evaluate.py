@@ -43,7 +43,7 @@ def evaluate(
     rules: Protocol = RECOMMENDED,
     lpips: str | Sequence[str] | None = "protocol",
     rfid: bool = True,
-    distances: Sequence[str] = (),
+    distances: Sequence[str] | None = (),
     fdd: str | None = None,
     cmmd: str | None = None,
     weights: str | Path | None = None,
@@ -67,7 +67,7 @@ def evaluate(
         lpips: ``vgg``, ``alex``, several of them, or None for no LPIPS; ``protocol``: those of the rules.
         rfid: Whether to compute rFID.
         distances: What else to compute on Inception's features: ``sfid``, ``kid``, ``precision_recall``,
-            ``inception_score``.
+            ``inception_score``; None: all of them if rFID is computed, none otherwise.
         fdd: Model of timm whose features FDD compares, such as ``vit_large_patch14_dinov2.lvd142m``.
         cmmd: CLIP of timm for CMMD, such as ``vit_large_patch14_clip_336.openai``.
         weights: Folder of the weights of LPIPS, Inception and the models of timm; default: the environment variable
@@ -82,6 +82,8 @@ def evaluate(
             outside [-1, 1], a reconstruction has another shape or is not finite, or a distance is unknown.
     """
     check_protocol(protocol)
+    if distances is None:
+        distances = INCEPTION_DISTANCES if rfid else ()
     if unknown := [name for name in distances if name not in INCEPTION_DISTANCES]:
         raise ValueError(f"distances are {', '.join(INCEPTION_DISTANCES)}; got {unknown}")
     if lpips != "protocol":

@@ -52,7 +52,7 @@ def evaluate_bundle(config: Any, folder: Path, command: str) -> dict[str, Any]:
         rules=rules,
         lpips=config.lpips,
         rfid=config.rfid,
-        distances=list(config.distances) if config.rfid else [],
+        distances=None if config.distances is None else list(config.distances),
         fdd=config.fdd,
         cmmd=config.cmmd,
         weights=config.weights,

@@ -1,11 +1,21 @@
-"""Writing files so that a crash or a full disk never leaves half of one behind."""
+"""Files: their checksums, and writing them so that a crash or a full disk never leaves half of one behind."""
 
+import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import get_weight
 
+from vistok.hub.files import sha256
 from vistok.loss.frozen import Frozen, full_precision
-from vistok.metric.weights import WeightsNotFoundError, find_weights, sha256
+from vistok.metric.weights import WeightsNotFoundError, find_weights
 
 __all__ = ["LPIPS", "LPIPSTrunk", "WeightsNotFoundError"]
 

@@ -14,10 +14,11 @@ from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
+from vistok.hub.files import sha256
 from vistok.loss.frozen import Frozen
 from vistok.metric.image import from_pixels
 from vistok.metric.precision import full_float32
-from vistok.metric.weights import find_weights, sha256
+from vistok.metric.weights import find_weights
 
 INCEPTION_FILE = "inception-2015-12-05.pth"
 INCEPTION_SIDE = 299

@@ -1,6 +1,5 @@
 """Where the pretrained networks of the metrics lie: one local folder, nothing is downloaded."""
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -29,12 +28,3 @@ def find_weights(name: str, folder: str | Path | None = None) -> Path:
     if not path.is_file():
         raise WeightsNotFoundError(f"there is no file {path}: {advice}")
     return path
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

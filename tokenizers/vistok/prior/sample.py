@@ -17,9 +17,8 @@ from torchvision.utils import make_grid
 from vistok.data import to_uint8
 from vistok.evaluation.run import pick_device
 from vistok.hub.bundle import WEIGHTS_FILE, find_bundle, load
-from vistok.hub.files import atomic_write
+from vistok.hub.files import atomic_write, sha256
 from vistok.metric import FeatureDistances, Inception
-from vistok.metric.weights import sha256
 from vistok.prior.bundle import load_prior
 from vistok.prior.gpt import GPT
 from vistok.prior.sampling import Sampling, generate

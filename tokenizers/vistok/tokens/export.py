@@ -32,9 +32,8 @@ from vistok.data import DataModule, WebDatasetData, to_uint8
 from vistok.data.collate import Batch, collate
 from vistok.evaluation.run import pick_device
 from vistok.hub.bundle import WEIGHTS_FILE, find_bundle, load
-from vistok.hub.files import atomic_write
+from vistok.hub.files import atomic_write, sha256
 from vistok.metric.image import psnr
-from vistok.metric.weights import sha256
 from vistok.tokenizer import Tokenizer
 from vistok.tokens.dataset import TokenDataset, encode_keys, read_metadata, read_shard
 from vistok.tokens.layouts import check_layout, write_layout

@@ -1,6 +1,5 @@
 """Importers of published checkpoints: one module per program, found by what it calls `FAMILIES`."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from vistok.hub.checkpoint import flatten, read_checkpoint
+from vistok.hub.files import sha256
 from vistok.hub.importers import (
     bsqvit,
     cosmos,
@@ -71,7 +71,7 @@ class PretrainedTokenizer(NamedTuple):
         name: What `vistok.load` is given.
         title: Method and repository.
         source: Repository on the Hugging Face hub, or a URL.
-        file: File in it.
+        file: File in it; None: the name is not known.
         parameters: In millions, as far as known.
         licence: Of the weights, as far as their authors state it.
     """
@@ -79,7 +79,7 @@ class PretrainedTokenizer(NamedTuple):
     name: str
     title: str
     source: str
-    file: str
+    file: str | None
     parameters: float | None
     licence: str
 
@@ -153,11 +153,7 @@ def origin_of(path: str | Path, name: str | None) -> dict[str, Any]:
     path = Path(path).expanduser()
     facts: dict[str, Any] = {"file": path.name}
     if path.is_file():
-        with path.open("rb") as file:
-            digest = hashlib.sha256()
-            while block := file.read(2**20):
-                digest.update(block)
-        facts["sha256"] = digest.hexdigest()
+        facts["sha256"] = sha256(path)
     family, _, rest = (name or "").partition(":")
     if family in FAMILIES:
         facts["program"] = FAMILIES[family].title
@@ -271,10 +267,10 @@ def _config(path: Path) -> dict[str, Any]:
 def _download(family: Family, published: Published | None) -> Path:
     if published is None:
         raise ValueError(f"name a file or folder with path=, or one of {family.name}'s published checkpoints")
-    if "://" in published.source:
+    if "://" in published.source or published.file is None:
         raise FileNotFoundError(
-            f"{family.name}:{published.name} is not on the hub: download {published.file} from {published.source}, "
-            "and pass path="
+            f"{family.name}:{published.name} cannot be fetched by name: download {published.file or 'its file'} from "
+            f"{published.source}, and pass path="
         )
     from huggingface_hub import hf_hub_download
 

@@ -95,7 +95,7 @@ class Published:
     Attributes:
         name: How it is called behind the name of its family.
         source: Id of a repository on the Hugging Face hub, or a URL.
-        file: File in the repository.
+        file: File in the repository; None: its name is not known.
         parameters: Parameters that inference needs, in millions.
         licence: Of the weights, as far as their authors state it.
         options: What its tensors do not tell.
@@ -103,7 +103,7 @@ class Published:
 
     name: str
     source: str
-    file: str
+    file: str | None = None
     parameters: float | None = None
     licence: str = "not stated"
     options: Mapping[str, Any] = field(default_factory=dict)

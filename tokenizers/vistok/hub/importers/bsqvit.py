@@ -65,7 +65,7 @@ FAMILY = Family(
     marks=("encoder.transformer.resblocks.0.ln_1.weight", "quant_embed.weight", "post_quant_embed.weight"),
     convert=convert,
     published=(
-        Published("18bit", "https://github.com/zhaoyue-zephyrus/bsq-vit", "imagenet_256x256_18bits.pth", 174.8, "MIT"),
-        Published("36bit", "https://github.com/zhaoyue-zephyrus/bsq-vit", "imagenet_256x256_36bits.pth", 174.8, "MIT"),
+        Published("18bit", "https://github.com/zhaoyue-zephyrus/bsq-vit", None, 174.8, "MIT"),
+        Published("36bit", "https://github.com/zhaoyue-zephyrus/bsq-vit", None, 174.8, "MIT"),
     ),
 )

@@ -38,8 +38,6 @@ FAMILY = Family(
         Published("vq-16", "FoundationVision/LlamaGen", "vq_ds16_c2i.pt", 71.9, "MIT"),
         Published("vq-8", "FoundationVision/LlamaGen", "vq_ds8_c2i.pt", 70.1, "MIT"),
         Published("vq-16-t2i", "peizesun/llamagen_t2i", "vq_ds16_t2i.pt", 71.9, "MIT"),
-        Published(
-            "janus-1.3b", "deepseek-ai/Janus-1.3B", "pytorch_model.bin", 71.9, "DeepSeek Model License", {"size": 384}
-        ),
+        Published("janus-1.3b", "deepseek-ai/Janus-1.3B", None, 71.9, "DeepSeek Model License", {"size": 384}),
     ),
 )

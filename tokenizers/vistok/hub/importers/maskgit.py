@@ -73,10 +73,7 @@ MASKBIT_FAMILY = Family(
     marks=("encoder.down.0.res_blocks.0.conv1.weight", "encoder.mid.res_blocks.0.conv1.weight"),
     convert=convert_maskbit,
     published=(
-        *(
-            Published(f"{bits}bit", f"markweber/maskbit_tokenizer_{bits}bit", f"maskbit_tokenizer_{bits}bit.bin")
-            for bits in (10, 12, 14, 16, 18)
-        ),
-        Published("vqgan-plus-12bit", "markweber/vqgan_plus_12bit", "vqgan_plus_12bit.bin"),
+        *(Published(f"{bits}bit", f"markweber/maskbit_tokenizer_{bits}bit") for bits in (10, 12, 14, 16, 18)),
+        Published("vqgan-plus-12bit", "markweber/vqgan_plus_12bit"),
     ),
 )

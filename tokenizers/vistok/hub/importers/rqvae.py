@@ -49,7 +49,7 @@ FAMILY = Family(
     marks=(*TRUNK, "quantizer.codebooks.0.weight"),
     convert=convert,
     published=tuple(
-        Published(name, REPOSITORY, "stage1/model.pt", 133.8 if name == "imagenet" else None)
+        Published(name, REPOSITORY, None, 133.8 if name == "imagenet" else None)
         for name in ("imagenet", "lsun-church", "lsun-cat", "lsun-bedroom", "cc3m", "ffhq")
     ),
 )
