@@ -1,12 +1,12 @@
 """What ``vistok shards`` knows about the shards that it wrote."""
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vistok.data.bad_samples import BadSample
-from vistok.hub.files import atomic_write
 
 FILE_NAME = "manifest.json"
 
@@ -62,9 +62,13 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write the file so that a reader, or who goes on after a power cut, sees the old one or the new one."""
-        content = {"num_samples": self.num_samples, "num_bytes": self.num_bytes} | asdict(self)
-        text = json.dumps(content, indent=1)
-        atomic_write(folder / FILE_NAME, lambda path: path.write_text(text, encoding="utf-8"))
+        # Always the same temporary name, so that the next write takes the place of what a kill left.
+        temporary = folder / f"{FILE_NAME}.tmp"
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump({"num_samples": self.num_samples, "num_bytes": self.num_bytes} | asdict(self), file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(folder / FILE_NAME)
 
 
 def read_manifest(folder: Path) -> Manifest | None:
