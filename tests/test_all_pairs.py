@@ -26,9 +26,12 @@ TINY = {
     "vit_video": {**PATCHES, "num_frames": 2},
     "feature": {"channels": 16, "width": 32, "num_heads": 2},
     "titok": {**PATCHES, "num_tokens": 8},
+    "fqgan": {**CONV, "image_size": 32, "depth": 1, "num_heads": 2, "z_channels": 8},
+    "gsq": {**CONV, "num_blocks": [1, 1, 1, 1], "middle_blocks": 1, "z_channels": 8},
+    "dvae": {"width": 16, "num_blocks": 1, "stem_width": 8},
     "vqvae": {"width": 16, "num_halvings": 3, "num_blocks": 1, "hidden_channels": 8},
     "vit": PATCHES,
-    **dict.fromkeys(("vqgan", "movq", "magvit2", "maskgit"), CONV),
+    **dict.fromkeys(("vqgan", "movq", "magvit2", "maskgit", "emu3"), CONV),
 }
 SMALL = {"codebook_size": 16, "levels": [5, 4, 3], "bits": 8}
 

@@ -49,10 +49,15 @@ def test_every_part_builds(path):
 
 
 def arguments_of(cls):
-    """Arguments of a constructor; `**options` stands for those of the base class."""
-    parameters = inspect.signature(cls).parameters
-    names = {name for name, parameter in parameters.items() if parameter.kind != inspect.Parameter.VAR_KEYWORD}
-    return names if len(names) == len(parameters) else names | arguments_of(cls.__mro__[1])
+    """Arguments of a constructor; `**options` stands for those of the next one in the order of inheritance."""
+    names = set()
+    for base in (base for base in cls.__mro__ if "__init__" in vars(base)):
+        parameters = inspect.signature(base).parameters
+        own = {name for name, parameter in parameters.items() if parameter.kind != inspect.Parameter.VAR_KEYWORD}
+        names |= own
+        if len(own) == len(parameters):
+            break
+    return names
 
 
 @pytest.mark.parametrize("path", yamls(*MIRRORED, "loss", "data", "tokenizer"), ids=name_of)

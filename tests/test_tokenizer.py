@@ -126,3 +126,37 @@ def test_every_parameter_gets_a_gradient(tokenizer):
 def test_codes_of_one_fixed_length_cannot_be_cut_short(tokenizer):
     with pytest.raises(ValueError, match="has codes of one fixed length: do not pass length=5"):
         tokenizer.encode(images(16, 16), length=5)
+
+
+SMALL = {"patch_size": 4, "base_channels": 32, "num_blocks": 1}
+
+
+def test_projections_of_3x3_see_the_neighbours_of_a_position():
+    parts = CNNEncoder(**SMALL), FSQ((8, 5)), CNNDecoder(**SMALL)
+    tokenizer = vistok.Tokenizer(*parts, projection="conv3x3").eval()
+    assert [part.kernel_size for part in (tokenizer.to_codes, tokenizer.from_codes)] == [(3, 3), (3, 3)]
+    assert tokenizer(images(8, 12)).images.shape == (2, 3, 8, 12)
+
+
+def test_only_linear_projections_are_whitened():
+    tokenizer = vistok.Tokenizer(CNNEncoder(**SMALL), FSQ((8, 5)), CNNDecoder(**SMALL), projection="conv3x3")
+    with pytest.raises(ValueError, match=r"only projection=linear can be whitened: set it, or module\.whiten=false"):
+        tokenizer.whiten_projection(images(8, 8))
+
+
+def test_projections_of_3x3_are_for_images():
+    sizes = {"patch_size": 8, "image_size": 16, "num_tokens": 5, "width": 16, "depth": 1, "num_heads": 2}
+    parts = vistok.encoder.TiTokEncoder(**sizes), FSQ((8, 5)), vistok.decoder.TiTokDecoder(**sizes)
+    with pytest.raises(ValueError, match="projection=conv3x3 is for images, got features of layout sequence"):
+        vistok.Tokenizer(*parts, projection="conv3x3")
+
+
+def test_an_unknown_projection_is_an_error():
+    with pytest.raises(ValueError, match="projection must be linear, conv3x3 or none, got '3x3'"):
+        vistok.Tokenizer(CNNEncoder(**SMALL), FSQ((8, 5)), CNNDecoder(**SMALL), projection="3x3")
+
+
+def test_texts_for_a_decoder_that_takes_none_are_an_error(tokenizer):
+    codes = tokenizer.encode(images(8, 8)).codes
+    with pytest.raises(ValueError, match="CNNDecoder takes no texts: leave out texts="):
+        tokenizer.decode(codes, texts=torch.zeros(2, 3, 4))

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from deterministic import fill, waves
 
 import vistok
 from vistok.decoder import Causal3DDecoder
 from vistok.encoder import Causal3DEncoder
+from vistok.layers.causal3d import causal_convolution
 from vistok.quantizer import FSQ
 
 TINY = {"base_channels": 8, "channel_multipliers": (1, 2, 2), "num_blocks": 1, "z_channels": 4}
@@ -67,9 +69,9 @@ def test_without_patches_the_levels_do_it_all(time_factor):
 
 
 @pytest.mark.parametrize("time_factor", [1, 4, 8])
-@pytest.mark.parametrize("attention", ["none", "last"])
-def test_features_do_not_depend_on_later_frames(time_factor, attention):
-    encoder, _ = make(time_factor=time_factor, attention=attention)
+@pytest.mark.parametrize("options", [{"attention": "none"}, {"attention": "last"}, {"factorised": False}], ids=str)
+def test_features_do_not_depend_on_later_frames(time_factor, options):
+    encoder, _ = make(time_factor=time_factor, **options)
     batch = videos(1 + 3 * time_factor)
     other = batch.clone()
     other[:, :, 1 + 2 * time_factor :] = videos(time_factor)
@@ -79,9 +81,9 @@ def test_features_do_not_depend_on_later_frames(time_factor, attention):
 
 
 @pytest.mark.parametrize("time_factor", [1, 4, 8])
-@pytest.mark.parametrize("attention", ["none", "last"])
-def test_frames_do_not_depend_on_later_features(time_factor, attention):
-    _, decoder = make(time_factor=time_factor, attention=attention)
+@pytest.mark.parametrize("options", [{"attention": "none"}, {"attention": "last"}, {"factorised": False}], ids=str)
+def test_frames_do_not_depend_on_later_features(time_factor, options):
+    _, decoder = make(time_factor=time_factor, **options)
     features = torch.randn(2, 4, 4, 2, 3)
     other = features.clone()
     other[:, :, 3] = torch.randn(2, 4, 2, 3)
@@ -91,15 +93,25 @@ def test_frames_do_not_depend_on_later_features(time_factor, attention):
     assert not torch.allclose(got[:, :, kept:], expected[:, :, kept:])
 
 
+@pytest.mark.parametrize("factorised", [True, False])
 @pytest.mark.parametrize("time_factor", [1, 4, 8])
-def test_an_image_is_the_first_frame_of_a_video(time_factor):
-    encoder, decoder = make(time_factor=time_factor)
+def test_an_image_is_the_first_frame_of_a_video(time_factor, factorised):
+    encoder, decoder = make(time_factor=time_factor, factorised=factorised)
     batch = videos(1 + 2 * time_factor)
     features = encoder(batch)
     image_features = encoder(batch[:, :, 0])
     assert image_features.shape == (2, 4, 2, 3)
     torch.testing.assert_close(image_features, features[:, :, 0])
     torch.testing.assert_close(decoder(image_features), decoder(features)[:, :, 0])
+
+
+def test_a_convolution_that_is_not_factorised_is_that_of_a_video_behind_two_copies_of_its_first_frame():
+    convolution = causal_convolution(2, 3, factorised=False)
+    weight, bias = convolution[0].weight, convolution[0].bias
+    batch = videos(4, channels=2)
+    longer = torch.cat([batch[:, :, :1], batch[:, :, :1], batch], 2)
+    torch.testing.assert_close(convolution(batch), F.conv3d(longer, weight, bias, padding=(0, 1, 1)))
+    assert weight.shape == (3, 2, 3, 3, 3)
 
 
 def test_a_still_video_has_the_features_of_its_image_at_every_time():
@@ -116,9 +128,11 @@ def test_images_of_other_channel_counts(channels):
     assert decoder(encoder(batch)).shape == batch.shape
 
 
-@pytest.mark.parametrize(("factor", "time_factor"), [(8, 1), (8, 4), (8, 8), (16, 8)])
-def test_every_parameter_gets_a_gradient(factor, time_factor):
-    parts = make(factor=factor, time_factor=time_factor, attention="last")
+@pytest.mark.parametrize(
+    ("factor", "time_factor", "factorised"), [(8, 1, True), (8, 4, True), (8, 8, True), (16, 8, True), (8, 4, False)]
+)
+def test_every_parameter_gets_a_gradient(factor, time_factor, factorised):
+    parts = make(factor=factor, time_factor=time_factor, factorised=factorised, attention="last")
     parts[1](parts[0](videos(1 + time_factor, 16, 16))).square().mean().backward()
     assert [name for part in parts for name, parameter in part.named_parameters() if parameter.grad is None] == []
 

@@ -258,3 +258,43 @@ def test_the_first_tokens_of_a_sequence_are_codes_too():
     assert tokenizer.decode_indices(short.indices).shape == images.shape
     with pytest.raises(ValueError, match="length must lie between 1 and 6, got 7"):
         tokenizer.encode(images, length=7)
+
+
+TEXT = {"text_dim": 6, "text_length": 4}
+
+
+@pytest.fixture
+def with_texts():
+    parts = TiTokEncoder(**TINY), FSQ((5, 5)), TiTokDecoder(**TINY, **TEXT)
+    return vistok.Tokenizer(*parts, preprocessing={"size": [16, 16]}).eval()
+
+
+@torch.no_grad()
+def test_an_image_depends_on_its_text(with_texts):
+    images, texts = torch.randn(2, 3, 16, 16), torch.randn(2, 4, 6)
+    reconstruction = with_texts(images, texts=texts)
+    indices = reconstruction.quantized.indices
+    assert torch.equal(with_texts.decode_indices(indices, texts=texts), reconstruction.images)
+    other = with_texts.decode_indices(indices, texts=torch.cat([texts[:1], texts[1:] + 1]))
+    assert torch.equal(other[0], reconstruction.images[0])
+    assert not torch.allclose(other[1], reconstruction.images[1])
+    assert with_texts.decode_indices(indices, texts=texts[:, :2]).shape == (2, 3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (None, r"decodes with the help of a text: pass its features as texts=\(b, length, 6\), got None"),
+        (torch.zeros(2, 4, 5), r"texts=\(b, length, 6\), got \(2, 4, 5\)"),
+        (torch.zeros(2, 5, 6), "texts have at most text_length=4 features, got 5"),
+    ],
+)
+def test_texts_that_do_not_fit_are_errors(with_texts, texts, message):
+    with pytest.raises(ValueError, match=message):
+        with_texts.decode(torch.zeros(2, 2, 5), texts=texts)
+
+
+@pytest.mark.parametrize("changes", [{"text_length": None}, {"text_dim": None}, {"text_dim": 0}])
+def test_sizes_of_texts_come_together(changes):
+    with pytest.raises(ValueError, match="text_dim and text_length are positive numbers for texts, or both null"):
+        TiTokDecoder(**TINY | TEXT | changes)

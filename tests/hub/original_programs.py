@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch import nn
 
 
@@ -85,3 +87,70 @@ def closeness(rows, codes):
 
 def product(rows, codes):
     return rows.double() @ codes.double().T
+
+
+@torch.no_grad()
+def vit_vqgan(width, num_heads, depth=1, patch_size=8, outside=False):
+    """Weights by the names of enhancing-transformers, and indices and images by the formulas of its paper.
+
+    The last norms are parts of the transformers, or lie outside of them.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weights = {}
+
+    def make(name, *shape):
+        weights[name] = torch.randn(shape, generator=generator) * (1.5 / max(shape[-1], 1)) ** 0.5
+
+    count = (32 // patch_size) ** 2
+    for part, position in (("encoder", "en"), ("decoder", "de")):
+        make(f"{part}.{position}_pos_embedding", 1, count, width)
+        norms = [f"{part}.norm" if outside else f"{part}.transformer.norm"]
+        for layer in range(depth):
+            layers = f"{part}.transformer.layers.{layer}"
+            norms += [f"{layers}.0.norm", f"{layers}.1.norm"]
+            make(f"{layers}.0.fn.to_qkv.weight", 3 * 64 * num_heads, width)
+            make(f"{layers}.0.fn.to_out.weight", width, 64 * num_heads)
+            make(f"{layers}.0.fn.to_out.bias", width)
+            for number, (rows, columns) in ((0, (2 * width, width)), (2, (width, 2 * width))):
+                make(f"{layers}.1.fn.net.{number}.weight", rows, columns)
+                make(f"{layers}.1.fn.net.{number}.bias", rows)
+        for norm in norms:
+            make(f"{norm}.weight", width)
+            make(f"{norm}.bias", width)
+    make("encoder.to_patch_embedding.0.weight", width, 3, patch_size, patch_size)
+    make("encoder.to_patch_embedding.0.bias", width)
+    make("decoder.to_pixel.1.weight", width, 3, patch_size, patch_size)
+    make("decoder.to_pixel.1.bias", 3)
+    for name, rows, columns in (("pre_quant", 8, width), ("post_quant", width, 8)):
+        make(f"{name}.weight", rows, columns)
+        make(f"{name}.bias", rows)
+    make("quantizer.embedding.weight", 64, 8)
+
+    def linear(name, tokens):
+        return F.linear(tokens, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+
+    def norm(name, tokens):
+        return F.layer_norm(tokens, (width,), weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    def transformer(part, tokens):
+        for layer in range(depth):
+            layers = f"{part}.transformer.layers.{layer}"
+            qkv = linear(f"{layers}.0.fn.to_qkv", norm(f"{layers}.0.norm", tokens))
+            query, key, value = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=num_heads)
+            mixed = (query @ key.mT * 64**-0.5).softmax(-1) @ value
+            tokens = tokens + linear(f"{layers}.0.fn.to_out", rearrange(mixed, "b h n d -> b n (h d)"))
+            hidden = linear(f"{layers}.1.fn.net.0", norm(f"{layers}.1.norm", tokens)).tanh()
+            tokens = tokens + linear(f"{layers}.1.fn.net.2", hidden)
+        return norm(f"{part}.norm" if outside else f"{part}.transformer.norm", tokens)
+
+    embedding = [weights[f"encoder.to_patch_embedding.0.{each}"] for each in ("weight", "bias")]
+    patches = F.conv2d((pictures() + 1) / 2, *embedding, stride=patch_size)
+    tokens = patches.flatten(2).mT + weights["encoder.en_pos_embedding"]
+    features = linear("pre_quant", transformer("encoder", tokens))
+    spread_codes(weights["quantizer.embedding.weight"], features.mT)
+    codes = F.normalize(weights["quantizer.embedding.weight"], dim=-1)
+    indices = (F.normalize(features, dim=-1) @ codes.T).argmax(-1)
+    decoded = transformer("decoder", linear("post_quant", codes[indices]) + weights["decoder.de_pos_embedding"])
+    decoded = decoded.mT.unflatten(2, patches.shape[2:])
+    pixels = [weights[f"decoder.to_pixel.1.{each}"] for each in ("weight", "bias")]
+    return weights, indices, F.conv_transpose2d(decoded, *pixels, stride=patch_size)

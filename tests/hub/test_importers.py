@@ -11,7 +11,7 @@ import pytest
 import torch
 from golden import golden
 from golden_checkpoints import imported
-from original_programs import Taming, closeness, pictures, product, randomise, spread_codes
+from original_programs import Taming, closeness, pictures, product, randomise, spread_codes, vit_vqgan
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -28,12 +28,14 @@ def unit_range(images):
 
 
 @torch.no_grad()
-def assert_same(tokenizer, images, indices, decoded, tolerance=PIXELS, restore=lambda images: images, used=9):
+def assert_same(
+    tokenizer, images, indices, decoded, tolerance=PIXELS, restore=lambda images: images, used=9, texts=None
+):
     """Equal indices on all tokens; pixels in the original's range, relative to their largest value."""
     found = tokenizer.encode(images)
     assert torch.equal(found.indices, indices.reshape(found.indices.shape))
     assert len(found.indices.unique()) >= used
-    ours = restore(tokenizer.decode_indices(found.indices, images.shape[2:]))
+    ours = restore(tokenizer.decode_indices(found.indices, images.shape[2:], texts))
     torch.testing.assert_close(ours, decoded, atol=tolerance * max(1.0, decoded.abs().max().item()), rtol=0)
 
 
@@ -45,6 +47,8 @@ GOLDEN = {
     "maskgit_vqgan": ("maskgit:imagenet-f16", {"unit": True}),
     "maskbit_lfq": ("maskbit:10bit", {"unit": True}),
     "titok_nonlegacy": ("titok:bl-64-vq8k", {"unit": True}),
+    "tatitok_vq": ("tatitok:bl-32-vq", {"unit": True}),
+    "gsq": ("gsq:f8-d64-g16-v8k", {"indices": lambda io: io["codes"]}),
     "cosmos_di": ("cosmos:di8x8", {"tolerance": ROUNDED}),
     # The images of the file are in [0, 1], although published models take [-1, 1].
     "bsq": ("bsqvit:18bit", {"restore": lambda images: images.clamp(0, 1)}),
@@ -56,6 +60,17 @@ GOLDEN = {
             "used": 2,
         },
     ),
+    "var_shared": (
+        "var:vae-f16",
+        {
+            "options": {"scales": [1, 2, 3, 4]},
+            "indices": lambda io: torch.cat([io[f"idx.{number}"] for number in range(4)], 1),
+            "restore": lambda images: images.clamp(-1, 1),
+            # Before the original clamps them, the largest pixel is 3.4.
+            "tolerance": 3.4 * PIXELS,
+        },
+    ),
+    "fqgan_dual": ("fqgan:dual-f16", {"indices": lambda io: torch.stack([io["idx_vis"], io["idx_sem"]], -1)}),
 }
 
 
@@ -73,7 +88,30 @@ def test_golden_outputs_are_reproduced(tmp_path, name):
         how.get("tolerance", PIXELS),
         how.get("restore", (lambda images: images / 2 + 0.5) if unit else (lambda images: images)),
         how.get("used", 9),
+        io.get("text"),
     )
+
+
+@pytest.mark.parametrize("names", ["qresi_ls.{}", "{}"])
+def test_convolutions_of_var_may_be_spread_or_separate(tmp_path, names):
+    weights, io, _ = golden("var_shared")
+    shared = {each: weights.pop(f"quantize.quant_resi.qresi.{each}") for each in ("weight", "bias")}
+    for number in range(4):
+        weights |= {f"quantize.quant_resi.{names.format(number)}.{each}": shared[each] for each in shared}
+    tokenizer = imported("var", weights, tmp_path, scales=[1, 2, 3, 4])
+    assert len(tokenizer.quantizer.phi) == 4
+    assert torch.equal(tokenizer.encode(io["x"]).indices, torch.cat([io[f"idx.{number}"] for number in range(4)], 1))
+
+
+@pytest.mark.parametrize("name", ["var_shared", "fqgan_dual", "gsq", "tatitok_vq"])
+def test_a_family_that_shares_names_with_others_is_recognised(tmp_path, name):
+    weights, _, _ = golden(name)
+    family, how = GOLDEN[name]
+    options = how.get("options", {})
+    torch.save(weights, tmp_path / "model.pt")
+    found = import_checkpoint(tmp_path / "model.pt", **options).state_dict()
+    named = imported(family, weights, tmp_path, **options).state_dict()
+    assert all(torch.equal(found[key], tensor) for key, tensor in named.items())
 
 
 TAMING = {
@@ -121,6 +159,153 @@ def test_open_magvit2_is_reproduced(tmp_path, averaged):
         weights = {**other, **means, "model_ema.decay": torch.tensor(0.999)}
     tokenizer = imported("magvit2:256", {"state_dict": weights}, tmp_path, weights="ema" if averaged else "raw")
     assert_same(tokenizer, pictures(), indices, original.decoder(torch.where(mask, 1.0, -1.0)))
+
+
+VIT_VQGAN = {
+    "wide heads": {"width": 64, "num_heads": 2},
+    "deeper, norms outside": {"width": 128, "num_heads": 2, "depth": 2, "patch_size": 4, "outside": True},
+}
+
+
+@pytest.mark.parametrize("name", VIT_VQGAN)
+def test_vit_vqgan_is_reproduced(tmp_path, name):
+    weights, indices, decoded = vit_vqgan(**VIT_VQGAN[name])
+    tokenizer = imported("vitvqgan:small", {"state_dict": weights}, tmp_path)
+    assert_same(tokenizer, pictures(), indices, decoded, restore=lambda images: images / 2 + 0.5)
+
+
+class Unchanged(torch.nn.Module):
+    """In the place of a normalisation that the codes modulate."""
+
+    def forward(self, features, _):
+        return features
+
+
+@pytest.mark.parametrize("ch_mult", [(1, 2), (1, 1, 2)])
+def test_simvq_is_reproduced(tmp_path, ch_mult):
+    model = pytest.importorskip("open_magvit2.taming.modules.diffusionmodules.improved_model")
+    sizes = {"ch": 32, "out_ch": 3, "in_channels": 3, "num_res_blocks": 1, "z_channels": 8, "ch_mult": ch_mult}
+    original = torch.nn.Module()
+    for name, part in (("encoder", model.Encoder), ("decoder", model.Decoder)):
+        setattr(original, name, part(**sizes, resolution=32, double_z=False))
+    # SimVQ has a copy of this trunk without adaptive normalisation.
+    original.decoder.adaptive = torch.nn.ModuleList(Unchanged() for _ in ch_mult)
+    original.quantize = torch.nn.Module()
+    original.quantize.embedding, original.quantize.embedding_proj = torch.nn.Embedding(64, 8), torch.nn.Linear(8, 8)
+    randomise(original)
+    features = original.encoder(pictures())
+    spread_codes(original.quantize.embedding.weight.data, features)
+    codes = original.quantize.embedding_proj(original.quantize.embedding.weight)
+    rows = features.movedim(1, -1)
+    indices = closeness(rows.flatten(0, -2), codes).argmax(-1).view(rows.shape[:-1])
+    tokenizer = imported("simvq:1k", {"state_dict": original.state_dict()}, tmp_path)
+    assert_same(tokenizer, pictures(), indices, original.decoder(codes[indices].movedim(-1, 1)), used=4)
+
+
+@pytest.mark.parametrize("channels", [(64, 1), (128, 2)])
+def test_dall_e_is_reproduced_from_its_pickled_modules(tmp_path, channels):
+    dall_e = pytest.importorskip("dall_e")
+    width, num_blocks = channels
+    encoder = dall_e.Encoder(n_hid=width, n_blk_per_group=num_blocks, vocab_size=512)
+    decoder = dall_e.Decoder(n_hid=width, n_blk_per_group=num_blocks, vocab_size=512, n_init=16)
+    for part in (encoder, decoder):
+        randomise(part)
+    images = pictures()
+    mapped = dall_e.map_pixels((images + 1) / 2)
+    # Scores of mean zero, so that many codes are chosen.
+    encoder.blocks.output.conv.b.data -= encoder(mapped).mean((0, 2, 3))
+    torch.save(encoder, tmp_path / "encoder.pkl")
+    torch.save(decoder, tmp_path / "decoder.pkl")
+    indices = encoder(mapped).argmax(1)
+    logits = decoder(torch.nn.functional.one_hot(indices, 512).movedim(-1, 1).float())
+    decoded = dall_e.unmap_pixels(logits[:, :3].sigmoid())
+    tokenizer = import_checkpoint(tmp_path)
+    assert_same(tokenizer, images, indices, decoded, restore=lambda images: (images / 2 + 0.5).clamp(0, 1))
+
+
+def janus(**changes):
+    modeling = pytest.importorskip("transformers.models.janus.modeling_janus")
+    config = {
+        "embed_dim": 8,
+        "num_embeddings": 64,
+        "latent_channels": 32,
+        "base_channels": 32,
+        "channel_multiplier": [1, 2],
+        "num_res_blocks": 1,
+        "image_size": 32,
+        **changes,
+    }
+    config["num_patches"] = 32 >> (len(config["channel_multiplier"]) - 1)
+    original = randomise(modeling.JanusVQVAE(modeling.JanusVQVAEConfig(**config)))
+    spread_codes(original.quantize.embedding.weight.data, original.quant_conv(original.encoder(pictures())))
+    return original
+
+
+@pytest.mark.parametrize("changes", [{}, {"channel_multiplier": [1, 1, 2], "num_res_blocks": 2, "latent_channels": 16}])
+def test_janus_of_transformers_is_reproduced(tmp_path, changes):
+    original = janus(**changes)
+    # Its encoder forgets to scale the features: directions as in the original program.
+    features = torch.nn.functional.normalize(original.quant_conv(original.encoder(pictures())), dim=1).movedim(1, -1)
+    codes = torch.nn.functional.normalize(original.quantize.embedding.weight, dim=-1)
+    indices = (features.double() @ codes.double().T).argmax(-1)
+    content = {f"model.vqmodel.{name}": tensor for name, tensor in original.state_dict().items()}
+    content["model.language_model.norm.weight"] = torch.ones(3)
+    tokenizer = imported("llamagen:janus-pro-1b", content, tmp_path)
+    assert_same(tokenizer, pictures(), indices, original.decode(indices.flatten(1)))
+
+
+def emu3(**changes):
+    modeling = pytest.importorskip("transformers.models.emu3.modeling_emu3")
+    config = {
+        "codebook_size": 64,
+        "base_channels": 32,
+        "channel_multiplier": [1, 2],
+        "num_res_blocks": 1,
+        "attn_resolutions": [1],
+        "hidden_size": 64,
+        **changes,
+    }
+    original = modeling.Emu3VQVAE(modeling.Emu3VQVAEConfig(**config))
+    randomise(original)
+    generator = torch.Generator().manual_seed(3)
+    for name, buffer in original.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.1)
+        elif name.endswith("running_var"):
+            buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
+    frames = pictures()[:, None].repeat(1, original.config.temporal_downsample_factor, 1, 1, 1)
+    features = original.quant_conv(original.encoder(frames).movedim(1, 2))
+    spread_codes(original.quantize.embedding.weight.data, features)
+    return original
+
+
+EMU3 = {
+    "images": {},
+    "eight frames": {
+        "channel_multiplier": [1, 1, 2],
+        "num_res_blocks": 2,
+        "attn_resolutions": [2],
+        "temporal_downsample_factor": 8,
+    },
+    "attention in the middle": {"attn_resolutions": [], "temporal_downsample_factor": 2},
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", EMU3)
+def test_emu3_of_transformers_is_reproduced(tmp_path, name):
+    original = emu3(**EMU3[name])
+    sizes = torch.tensor([[32, 32]] * 2)
+    indices = torch.stack(original.encode(pictures(), image_sizes=sizes, return_dict=True).image_tokens)
+    tokenizer = imported("emu3:vision-tokenizer", original.state_dict(), tmp_path)
+    # Modulated by the codes like MoVQ, whose original differs from itself in double precision by more than PIXELS.
+    assert_same(tokenizer, pictures(), indices, original.decode(indices), ROUNDED)
+
+
+def test_chameleon_of_transformers_lacks_a_decoder_and_the_error_says_so(tmp_path):
+    weights = {name: tensor for name, tensor in Taming().state_dict().items() if not name.startswith("decoder.")}
+    with pytest.raises(ValueError, match="has no decoder, like those of transformers' Chameleon, which only encodes"):
+        imported("chameleon:vqgan", weights, tmp_path)
 
 
 DIFFUSERS = {

@@ -395,3 +395,17 @@ def test_the_memory_layout_of_the_features_changes_no_index():
     features = torch.cat([half, -half], -1)[..., torch.randperm(16)].unflatten(-1, (4, 4)).contiguous()
     strided = features.contiguous(memory_format=torch.channels_last)
     assert torch.equal(quantizer(strided).indices, quantizer(features).indices)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+def test_the_codes_are_what_the_scales_add(grid):
+    quantizer = pyramid().eval()
+    codes, indices, _ = quantizer(torch.randn(2, 4, *grid))
+    sizes = quantizer.scale_sizes(grid)
+    assert tuple(math.prod(size) for size in sizes) == quantizer.scale_lengths(grid)
+    maps = [quantizer.part(0).indices_to_codes(each) for each in indices.split(quantizer.scale_lengths(grid), 1)]
+    added = [quantizer.enlarge(cells, number, grid) for number, cells in enumerate(maps)]
+    assert torch.allclose(sum(added), codes, atol=1e-6)
+    assert torch.equal(quantizer.enlarge(maps[1].unflatten(2, sizes[1]), 1, grid), added[1])
+    assert [quantizer.reduce(codes, number).shape[2:] for number in range(len(sizes))] == sizes

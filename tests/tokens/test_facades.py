@@ -109,6 +109,30 @@ def test_rq_transformer_gets_codes_and_what_each_depth_adds(residual, images):
     assert torch.equal(facade.decode_code(codes), residual.decode_indices(codes))
 
 
+def test_rq_transformer_gets_soft_targets_around_its_codes(residual, images):
+    facade = RQTokenizer(residual)
+    soft, codes = facade.get_soft_codes(images, temp=0.5)
+    assert soft.shape == (2, 8, 8, 3, 16)
+    assert torch.allclose(soft.sum(-1), torch.ones(2, 8, 8, 3), atol=1e-5)
+    assert torch.equal(codes, facade.get_codes(images))
+    assert torch.equal(soft.argmax(-1), codes)
+
+
+def test_rq_transformers_drawn_codes_are_the_nearest_ones_when_it_is_cold(residual, images):
+    facade = RQTokenizer(residual)
+    torch.manual_seed(0)
+    _, drawn = facade.get_soft_codes(images, temp=1e-9, stochastic=True)
+    assert (drawn == facade.get_codes(images)).float().mean() > 0.99
+    _, warm = facade.get_soft_codes(images, temp=10.0, stochastic=True)
+    assert (warm == drawn).float().mean() < 0.5
+
+
+def test_soft_targets_of_stages_without_a_table_are_refused(images):
+    facade = RQTokenizer(of_grid(ResidualQuantizer(FSQ(levels=[3, 3]), depth=2)))
+    with pytest.raises(ValueError, match="is for get_soft_codes"):
+        facade.get_soft_codes(images)
+
+
 def test_var_gets_a_list_of_scales_and_decodes_it(pyramid, images):
     facade = VARTokenizer(pyramid)
     scales = facade.img_to_idxBl(images, v_patch_nums=[1, 2, 4, 8])

@@ -275,13 +275,17 @@ class HierarchicalTokenizer(Tokenizer):
 
     @override
     def decode(
-        self, codes: Float[Tensor, "b d length"], size: Sequence[int] | None = None
+        self,
+        codes: Float[Tensor, "b d length"],
+        size: Sequence[int] | None = None,
+        texts: Float[Tensor, "b m t"] | None = None,
     ) -> Float[Tensor, "b c *size"]:
         """Images ``(b c H W)`` of the codes of all or of the first levels, not clamped.
 
         Args:
             codes: As `encode` returns them.
             size: Image size in pixels (default: the training size).
+            texts: As for `Tokenizer.decode`.
 
         Raises:
             ValueError: If the codes end within a level of an image of this size.
@@ -298,4 +302,4 @@ class HierarchicalTokenizer(Tokenizer):
         context: list[Tensor] = []
         for refine, each in zip(self.refine, coarser, strict=True):
             context = [refine(torch.cat([each, *context], 1))]
-        return self.decoder(self.from_codes(torch.cat([finest, *context], 1)), codes=finest, size=size)
+        return self._decode(self.from_codes(torch.cat([finest, *context], 1)), finest, size, texts)

@@ -19,6 +19,7 @@ from vistok.quantizer.stages import check_length
 
 log = logging.getLogger(__name__)
 
+PROJECTIONS = ("linear", "conv3x3", "none")
 # Lengths that an error lists one by one.
 MAX_NAMED = 16
 
@@ -58,6 +59,14 @@ class Projection(nn.Linear):
         self.bias[: len(weight)] = (-weight @ mean).to(self.bias)
         distributed.broadcast(self.weight)
         distributed.broadcast(self.bias)
+
+
+def _projection(kind: str, in_channels: int, out_channels: int) -> nn.Module:
+    if kind == "none":
+        return nn.Identity()
+    if kind == "conv3x3":
+        return nn.Conv2d(in_channels, out_channels, 3, padding=1)
+    return Projection(in_channels, out_channels)
 
 
 class Reconstruction(NamedTuple):
@@ -104,8 +113,8 @@ class Tokenizer(Configurable, nn.Module):
         encoder: ``encoder(images) -> features (b encoder.dim *grid)``.
         quantizer: ``quantizer(codes-to-be (b quantizer.dim *grid)) -> Quantized``.
         decoder: ``decoder(features, codes=, size=) -> images``.
-        projection: ``linear`` puts a 1x1 projection on both sides of the quantizer, so any parts fit together.
-            ``none`` is for parts whose `dim` agree already.
+        projection: ``linear`` puts a 1x1 projection on both sides of the quantizer, so any parts fit together;
+            ``conv3x3`` a 3x3 convolution (VAR), for images only. ``none`` is for parts whose `dim` agree already.
         preprocessing: How images were prepared in training, as plain values: ``size`` ``[H, W]`` in pixels, ``resize``,
             ``crop``, ``range``. Written into the bundle; ``size`` is the default wherever a size cannot be inferred.
 
@@ -123,19 +132,22 @@ class Tokenizer(Configurable, nn.Module):
     ) -> None:
         super().__init__()
         refuse_unequal(encoder, decoder)
-        if projection not in ("linear", "none"):
-            raise ValueError(f"projection must be linear or none, got {projection!r}")
+        if projection not in PROJECTIONS:
+            raise ValueError(
+                f"projection must be {', '.join(PROJECTIONS[:-1])} or {PROJECTIONS[-1]}, got {projection!r}"
+            )
+        if projection == "conv3x3" and encoder.layout != "image":
+            raise ValueError(f"projection=conv3x3 is for images, got features of layout {encoder.layout}: use linear")
         if projection == "none" and not encoder.dim == quantizer.dim == decoder.dim:
             raise ValueError(
                 f"projection=none needs equal dims, got encoder {encoder.dim}, quantizer {quantizer.dim}, "
                 f"decoder {decoder.dim}: use projection=linear"
             )
-        linear = projection == "linear"
         self.encoder = encoder
-        self.to_codes = Projection(encoder.dim, quantizer.dim) if linear else nn.Identity()
+        self.to_codes = _projection(projection, encoder.dim, quantizer.dim)
         self.quantizer = quantizer
         decoder.set_code_dim(quantizer.dim)
-        self.from_codes = Projection(quantizer.dim, decoder.dim) if linear else nn.Identity()
+        self.from_codes = _projection(projection, quantizer.dim, decoder.dim)
         self.decoder = decoder
         self.preprocessing = dict(preprocessing or {})
 
@@ -166,10 +178,15 @@ class Tokenizer(Configurable, nn.Module):
         size = self.preprocessing.get("size")
         return tuple(size) if size else None
 
-    def forward(self, images: Float[Tensor, "b c *size"], labels: Int[Tensor, " b"] | None = None) -> Reconstruction:
-        """Encode, quantize and decode images ``(b c H W)`` in [-1, 1]; arguments and errors as for `encode`."""
+    def forward(
+        self,
+        images: Float[Tensor, "b c *size"],
+        labels: Int[Tensor, " b"] | None = None,
+        texts: Float[Tensor, "b m t"] | None = None,
+    ) -> Reconstruction:
+        """Encode, quantize and decode images ``(b c H W)`` in [-1, 1]; as for `encode` and `decode`."""
         quantized, features = self._quantize(images, labels)
-        return Reconstruction(self.decode(quantized.codes, images.shape[2:]), quantized, features)
+        return Reconstruction(self.decode(quantized.codes, images.shape[2:], texts), quantized, features)
 
     def encode(
         self,
@@ -246,27 +263,44 @@ class Tokenizer(Configurable, nn.Module):
             images: A training batch.
 
         Raises:
-            ValueError: If there is no projection, or the batch has fewer than two positions.
+            ValueError: If the projection is not linear, or the batch has fewer than two positions.
         """
         if not isinstance(self.to_codes, Projection):
-            raise ValueError("projection=none leaves nothing to whiten: set projection=linear or module.whiten=false")
+            raise ValueError("only projection=linear can be whitened: set it, or module.whiten=false")
         self.to_codes.whiten(self.encoder(images))
 
     def decode(
-        self, codes: Float[Tensor, "b d *grid"], size: Sequence[int] | None = None
+        self,
+        codes: Float[Tensor, "b d *grid"],
+        size: Sequence[int] | None = None,
+        texts: Float[Tensor, "b m t"] | None = None,
     ) -> Float[Tensor, "b c *size"]:
-        """Images ``(b c H W)`` of codes, not clamped; `size` defaults to grid times factor.
+        """Images ``(b c H W)`` of codes, not clamped.
 
-        A sequence of codes does not tell the size of its image: there it defaults to the training size.
+        Args:
+            codes: As `encode` returns them.
+            size: Image size in pixels; default: grid times factor. A sequence of codes does not tell the size of its
+                image: there it defaults to the training size.
+            texts: Features of a text for each image, for decoders that take them, see `decoder.text_dim`.
         """
         if size is None and self.decoder.layout == "sequence":
             size = self._size(None)
         # A decoder in half precision takes the codes of a codebook that stays in float32.
         codes = codes.to(next(self.decoder.parameters(), codes).dtype)
-        return self.decoder(self.from_codes(codes), codes=codes, size=tuple(size) if size is not None else None)
+        return self._decode(self.from_codes(codes), codes, size, texts)
+
+    def _decode(
+        self, features: Tensor, codes: Tensor, size: Sequence[int] | None, texts: Tensor | None
+    ) -> Float[Tensor, "b c *size"]:
+        self.decoder.check_texts(texts)
+        more = {} if texts is None else {"texts": texts}
+        return self.decoder(features, codes=codes, size=tuple(size) if size is not None else None, **more)
 
     def decode_indices(
-        self, indices: Int[Tensor, "..."], size: Sequence[int] | None = None
+        self,
+        indices: Int[Tensor, "..."],
+        size: Sequence[int] | None = None,
+        texts: Float[Tensor, "b m t"] | None = None,
     ) -> Float[Tensor, "b c *size"]:
         """Images of indices, as `encode` returns them.
 
@@ -275,12 +309,13 @@ class Tokenizer(Configurable, nn.Module):
                 scales; or the first depths or scales of them.
             size: Image size in pixels, where it does not follow from the shape of the indices (default: the training
                 size).
+            texts: As for `decode`.
 
         Raises:
             ValueError: If an index is outside its codebook.
         """
         self._refuse_continuous("decode_indices")
-        return self.decode(self.indices_to_codes(indices, size), size)
+        return self.decode(self.indices_to_codes(indices, size), size, texts)
 
     def indices_to_codes(
         self, indices: Int[Tensor, "..."], size: Sequence[int] | None = None

@@ -18,6 +18,7 @@ class Decoder(Configurable, nn.Module, ABC):
         factor: Pixels per feature along each spatial axis.
         layout: Of the features, as for `vistok.encoder.Encoder`: ``image``, ``sequence`` or ``video``.
         time_factor: Frames per feature after the first frame, for ``video``.
+        text_dim: Channels of the features ``(b length text_dim)`` that it takes as ``texts=``; None: it takes none.
         output: ``images``, or ``features`` for decoders that predict those of a teacher.
     """
 
@@ -26,6 +27,7 @@ class Decoder(Configurable, nn.Module, ABC):
     factor: int
     layout: str = "image"
     time_factor: int = 1
+    text_dim: int | None = None
     output: str = "images"
 
     @abstractmethod
@@ -48,6 +50,16 @@ class Decoder(Configurable, nn.Module, ABC):
 
         `Tokenizer` calls it once, when it puts the parts together; layers that depend on it are built then.
         """
+
+    def check_texts(self, texts: Tensor | None) -> None:
+        """Raise a ValueError if there are no text features although they are needed, or the other way round."""
+        if self.text_dim is None and texts is not None:
+            raise ValueError(f"{type(self).__name__} takes no texts: leave out texts=")
+        if self.text_dim is not None and (texts is None or texts.ndim != 3 or texts.shape[2] != self.text_dim):
+            raise ValueError(
+                f"{type(self).__name__} decodes with the help of a text: pass its features as texts=(b, length, "
+                f"{self.text_dim}), got {None if texts is None else tuple(texts.shape)}"
+            )
 
     def image_size(self, grid: Sequence[int], size: Sequence[int] | None = None) -> tuple[int, ...]:
         """Size in pixels that features of shape `grid` decode to.

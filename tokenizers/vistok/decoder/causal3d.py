@@ -24,7 +24,7 @@ from vistok.layers.wavelet import halvings
 
 
 class Causal3DDecoder(Decoder):
-    """Residual blocks of factorised convolutions in front of patches of space and time.
+    """Residual blocks of causal convolutions in front of patches of space and time.
 
     Frames do not depend on the features of later ones.
 
@@ -42,6 +42,8 @@ class Causal3DDecoder(Decoder):
             the middle and the coarsest level.
         z_channels: Channels of the features; null: those of the coarsest level.
         dropout: Dropout rate inside the residual blocks.
+        factorised: Whether a convolution is 3x3 over each frame and 3 over time, as in Cosmos; else 3x3x3, as in
+            MAGVIT-v2 and VidTok.
         gradient_checkpointing: Compute the activations of each block again in the backward pass.
     """
 
@@ -60,6 +62,7 @@ class Causal3DDecoder(Decoder):
         attention: str = "middle",
         z_channels: int | None = 16,
         dropout: float = 0.0,
+        factorised: bool = True,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -73,7 +76,7 @@ class Causal3DDecoder(Decoder):
         self.gradient_checkpointing = gradient_checkpointing
         self.dim = z_channels or widths[-1]
         self.patches = VideoPatches(patch_size, patching, time=time_factor > 1)
-        block = partial(CausalResidualBlock, dropout=dropout)
+        block = partial(CausalResidualBlock, dropout=dropout, factorised=factorised)
         attend = None if attention == "none" else causal_attention
         # As in the published weights: time begins at the second step if there are steps enough, and space with it
         # unless it needs more of them.
@@ -83,7 +86,7 @@ class Causal3DDecoder(Decoder):
         steps = iter(
             (space_start <= step < space_start + space, time_start <= step < time_start + time) for step in range(last)
         )
-        self.conv_in = causal_convolution(self.dim, widths[-1])
+        self.conv_in = causal_convolution(self.dim, widths[-1], factorised)
         self.blocks = nn.ModuleList(
             [
                 *middle_blocks(widths[-1], block, attend, middle=True),
@@ -98,7 +101,7 @@ class Causal3DDecoder(Decoder):
             ]
         )
         self.norm_out = FrameNorm(widths[0])
-        self.conv_out = causal_convolution(widths[0], self.patches.values * channels)
+        self.conv_out = causal_convolution(widths[0], self.patches.values * channels, factorised)
 
     @override
     def forward(
@@ -120,5 +123,5 @@ class Causal3DDecoder(Decoder):
     @override
     def last_layer(self) -> Tensor:
         layer = self.conv_out[-1]
-        assert isinstance(layer, nn.Conv2d)
+        assert isinstance(layer, nn.Conv2d | nn.Conv3d)
         return layer.weight

@@ -43,6 +43,10 @@ class TiTokDecoder(Decoder):
     the first stage of the paper, whose teacher is the tokenizer of MaskGIT. With `pixel_decoder` as well, the expected
     code of the teacher is decoded to pixels: its second stage.
 
+    With `text_dim`, the mask tokens attend to features of a text too, those of CLIP's text transformer in TA-TiTok
+    (D. Kim et al.: Democratizing Text-to-Image Masked Generative Models with Compact Text-Aware One-Dimensional Tokens,
+    https://arxiv.org/abs/2501.07730).
+
     Args:
         channels: Channels of an image.
         patch_size: Side of the patches, in pixels.
@@ -55,6 +59,8 @@ class TiTokDecoder(Decoder):
         mlp_ratio: Hidden channels of the perceptrons, in units of `width`.
         teacher_codebook_size: Codes of the teacher whose logits are predicted (MaskGIT: 1024); None to predict pixels.
         pixel_decoder: Decoder of the teacher's codes; its factor must be `patch_size`.
+        text_dim: Channels of the features of a text (TA-TiTok: 768); None: it takes no texts.
+        text_length: Features of the longest text (TA-TiTok: 77); None without `text_dim`.
         gradient_checkpointing: Recompute each block in the backward pass.
     """
 
@@ -72,6 +78,8 @@ class TiTokDecoder(Decoder):
         mlp_ratio: float = 4.0,
         teacher_codebook_size: int | None = None,
         pixel_decoder: Decoder | None = None,
+        text_dim: int | None = None,
+        text_length: int | None = None,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -81,6 +89,14 @@ class TiTokDecoder(Decoder):
         self.factor = patch_size
         self.dim = width
         self.num_tokens = num_tokens
+        if any(number is not None and number < 1 for number in (text_dim, text_length)) or (
+            (text_dim is None) != (text_length is None)
+        ):
+            raise ValueError(
+                "text_dim and text_length are positive numbers for texts, or both null, got "
+                f"{text_dim} and {text_length}"
+            )
+        self.text_dim = text_dim
         self.training_grid = patch_grid(image_size, patch_size)
         transformer = Transformer(width, depth, num_heads, mlp_ratio, gradient_checkpointing=gradient_checkpointing)
         self.trunk = LatentTransformer(transformer, patch_size, image_size, num_tokens)
@@ -94,6 +110,9 @@ class TiTokDecoder(Decoder):
             self.output = "features" if pixel_decoder is None else "images"
             self.head = nn.Sequential(nn.Conv2d(width, 2 * width, 1), nn.Tanh())
             self.conv_out = nn.Conv2d(2 * width, teacher_codebook_size, 1)
+        if text_dim is not None and text_length is not None:
+            self.from_texts = nn.Linear(text_dim, width)
+            self.text_positions = random_tokens(text_length, width)
         self.apply(initialise)
         self.pixel_decoder = pixel_decoder
         if teacher_codebook_size is not None and pixel_decoder is not None:
@@ -118,16 +137,32 @@ class TiTokDecoder(Decoder):
         features: Float[Tensor, "b e n"],
         codes: Float[Tensor, "b d n"] | None = None,
         size: Sequence[int] | None = None,
+        texts: Float[Tensor, "b m t"] | None = None,
     ) -> Float[Tensor, "b c H W"]:
-        """Images of `size` pixels (default: that of the training images), or a teacher's logits; `codes` are unused."""
+        """Images of `size` pixels (default: that of the training images), or a teacher's logits; `codes` are unused.
+
+        Raises:
+            ValueError: If a decoder with `text_dim` gets no `texts`, or longer ones than `text_length`, or one without
+                gets some.
+        """
         height, width = (side // self.factor for side in self.image_size(features.shape[2:], size))
         patches = self.mask_token.expand(len(features), height * width, -1).unflatten(1, (height, width))
-        patches, _ = self.trunk(patches, features.mT)
+        patches, _ = self.trunk(patches, features.mT, self._context(texts))
         outputs = self.conv_out(self.head(patches.movedim(-1, 1)))
         if self.pixel_decoder is None:
             return outputs
         expected = outputs.softmax(1).movedim(1, -1) @ self.teacher_codebook
         return self.pixel_decoder(expected.movedim(-1, 1))
+
+    def _context(self, texts: Tensor | None) -> Float[Tensor, "b m e"] | None:
+        """Tokens of the texts."""
+        self.check_texts(texts)
+        if texts is None:
+            return None
+        length = len(self.text_positions)
+        if texts.shape[1] > length:
+            raise ValueError(f"texts have at most text_length={length} features, got {texts.shape[1]}: cut them")
+        return self.from_texts(texts) + self.text_positions[: texts.shape[1]]
 
     @property
     @override

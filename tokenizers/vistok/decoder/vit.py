@@ -23,9 +23,10 @@ class ViTDecoder(Decoder):
         patch_size: Side of the patches, in pixels.
         image_size: Side or ``[H, W]`` of the training images in pixels, for learned positions: other sizes take bicubic
             samples of these. None for rotary positions, which suit every size.
-        width: Channels of a token, a multiple of `num_heads`.
+        width: Channels of a token, a multiple of `num_heads` without `head_dim`.
         depth: Number of blocks.
         num_heads: Attention heads.
+        head_dim: Channels of a head; None: ``width / num_heads``.
         mlp_ratio: Hidden channels of the perceptrons, in units of `width`.
         activation: Of the perceptrons: ``gelu`` or ``tanh``.
         qkv_bias: Whether queries, keys and values have a bias.
@@ -45,6 +46,7 @@ class ViTDecoder(Decoder):
         width: int = 768,
         depth: int = 12,
         num_heads: int = 12,
+        head_dim: int | None = None,
         mlp_ratio: float = 4.0,
         activation: str = "gelu",
         qkv_bias: bool = True,
@@ -62,7 +64,7 @@ class ViTDecoder(Decoder):
         self.factor = patch_size
         self.dim = width
         transformer = Transformer(
-            width, depth, num_heads, mlp_ratio, activation, qkv_bias, pre_norm, gradient_checkpointing
+            width, depth, num_heads, mlp_ratio, activation, qkv_bias, pre_norm, gradient_checkpointing, head_dim
         )
         self.trunk = GridTransformer(transformer, patch_size, image_size, time_patch_size, num_frames)
         self.head = nn.Sequential(nn.Linear(width, head_width), nn.Tanh()) if head_width else nn.Identity()

@@ -29,7 +29,7 @@ from vistok.layers.wavelet import halvings
 
 
 class Causal3DEncoder(Encoder):
-    """Residual blocks of factorised convolutions behind patches of space and time.
+    """Residual blocks of causal convolutions behind patches of space and time.
 
     Features of a frame do not depend on later frames, and those of an image are those of the first frame of any video
     that begins with it. The first levels halve the grid, as many of them as `factor` and `time_factor` ask for.
@@ -48,6 +48,8 @@ class Causal3DEncoder(Encoder):
             the last level and the middle.
         z_channels: Channels of the features.
         dropout: Dropout rate inside the residual blocks.
+        factorised: Whether a convolution is 3x3 over each frame and 3 over time, as in Cosmos; else 3x3x3, as in
+            MAGVIT-v2 and VidTok.
         gradient_checkpointing: Compute the activations of each block again in the backward pass.
     """
 
@@ -66,6 +68,7 @@ class Causal3DEncoder(Encoder):
         attention: str = "middle",
         z_channels: int = 16,
         dropout: float = 0.0,
+        factorised: bool = True,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -79,7 +82,7 @@ class Causal3DEncoder(Encoder):
         self.gradient_checkpointing = gradient_checkpointing
         self.dim = z_channels
         self.patches = VideoPatches(patch_size, patching, time=time_factor > 1)
-        block = partial(CausalResidualBlock, dropout=dropout)
+        block = partial(CausalResidualBlock, dropout=dropout, factorised=factorised)
         attend = None if attention == "none" else causal_attention
         steps = iter((step < space, step < time) for step in range(len(widths) - 1))
         layers = coarsening_blocks(
@@ -91,10 +94,10 @@ class Causal3DEncoder(Encoder):
             levels,
         )
         layers[0] = block(base_channels, widths[0])
-        self.conv_in = causal_convolution(self.patches.values * channels, base_channels)
+        self.conv_in = causal_convolution(self.patches.values * channels, base_channels, factorised)
         self.blocks = nn.ModuleList([*layers, *middle_blocks(widths[-1], block, attend, middle=True)])
         self.norm_out = FrameNorm(widths[-1])
-        self.conv_out = causal_convolution(widths[-1], z_channels)
+        self.conv_out = causal_convolution(widths[-1], z_channels, factorised)
 
     @override
     def forward(self, images: Float[Tensor, "b c *size"]) -> Float[Tensor, "b e *grid"]:

@@ -52,10 +52,14 @@ class ConvolutionalEncoder(Encoder):
     @override
     def forward(self, images: Float[Tensor, "b c H W"]) -> Float[Tensor, "b e h w"]:
         """Features of images; the grid is the image size over `factor`."""
+        return self.conv_out(F.silu(self.norm_out(self.coarsen(images))))
+
+    def coarsen(self, images: Float[Tensor, "b c H W"]) -> Float[Tensor, "b e h w"]:
+        """What the blocks make of images."""
         features = self.conv_in(fold_patches(images, self.patch_size))
         for block in self.blocks:
             features = recompute.call(block, features, gradient_checkpointing=self.gradient_checkpointing)
-        return self.conv_out(F.silu(self.norm_out(features)))
+        return features
 
 
 class CNNEncoder(ConvolutionalEncoder):

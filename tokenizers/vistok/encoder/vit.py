@@ -33,9 +33,10 @@ class ViTEncoder(Encoder):
         patch_size: Side of the patches, in pixels.
         image_size: Side or ``[H, W]`` of the training images in pixels, for learned positions: other sizes take bicubic
             samples of these. None for rotary positions, which suit every size.
-        width: Channels of a token, a multiple of `num_heads`.
+        width: Channels of a token, a multiple of `num_heads` without `head_dim`.
         depth: Number of blocks.
         num_heads: Attention heads.
+        head_dim: Channels of a head; None: ``width / num_heads``.
         mlp_ratio: Hidden channels of the perceptrons, in units of `width`.
         activation: Of the perceptrons: ``gelu`` or ``tanh``.
         qkv_bias: Whether queries, keys and values have a bias.
@@ -54,6 +55,7 @@ class ViTEncoder(Encoder):
         width: int = 768,
         depth: int = 12,
         num_heads: int = 12,
+        head_dim: int | None = None,
         mlp_ratio: float = 4.0,
         activation: str = "gelu",
         qkv_bias: bool = True,
@@ -68,7 +70,7 @@ class ViTEncoder(Encoder):
         self.factor = patch_size
         self.dim = width
         transformer = Transformer(
-            width, depth, num_heads, mlp_ratio, activation, qkv_bias, pre_norm, gradient_checkpointing
+            width, depth, num_heads, mlp_ratio, activation, qkv_bias, pre_norm, gradient_checkpointing, head_dim
         )
         self.trunk = GridTransformer(transformer, patch_size, image_size, time_patch_size, num_frames)
         self.patch_embedding = nn.Linear(channels * patch_size**2, width, bias=not pre_norm)

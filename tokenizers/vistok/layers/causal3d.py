@@ -1,6 +1,6 @@
 """Blocks of causal trunks of videos: what becomes of a frame does not depend on later ones.
 
-Convolutions over three axes are factorised: one over each frame, then one over time. The tensors ``(b c t h w)`` are
+Convolutions over three axes may be factorised: one over each frame, then one over time. The tensors ``(b c t h w)`` are
 frames ``(b t) c h w`` to the first and have their pixels side by side, ``b c t (h w)``, for the second, so all weights
 are those of two-dimensional convolutions.
 
@@ -68,21 +68,35 @@ class FrameNorm(nn.GroupNorm):
         return by_frame(super().forward, input)
 
 
-def causal_convolution(in_channels: int, out_channels: int) -> nn.Sequential:
-    """A 3x3x3 convolution, as 3x3 over each frame and 3 over time."""
+class CausalConv(nn.Conv3d):
+    """3x3x3 convolution of a frame and the two before it; before the first frame there are copies of it."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=(0, 1, 1))
+
+    @override
+    def forward(self, input: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b e t h w"]:
+        """Same grid."""
+        return super().forward(F.pad(input, (0, 0, 0, 0, 2, 0), mode="replicate"))
+
+
+def causal_convolution(in_channels: int, out_channels: int, factorised: bool) -> nn.Sequential:
+    """A 3x3x3 convolution, as one, or as 3x3 over each frame and 3 over time."""
+    if not factorised:
+        return nn.Sequential(CausalConv(in_channels, out_channels))
     return nn.Sequential(FrameConv(in_channels, out_channels, 3, padding=1), TimeConv(out_channels))
 
 
 class CausalResidualBlock(nn.Module):
     """Two convolutions, each after normalisation and swish, around a skip connection."""
 
-    def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0) -> None:
+    def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0, factorised: bool = True) -> None:
         super().__init__()
         self.norm1 = FrameNorm(in_channels)
-        self.conv1 = causal_convolution(in_channels, out_channels)
+        self.conv1 = causal_convolution(in_channels, out_channels, factorised)
         self.norm2 = FrameNorm(out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = causal_convolution(out_channels, out_channels)
+        self.conv2 = causal_convolution(out_channels, out_channels, factorised)
         self.shortcut = FrameConv(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, features: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b e t h w"]:

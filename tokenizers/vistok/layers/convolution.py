@@ -21,6 +21,13 @@ def normalisation(channels: int, affine: bool = True) -> nn.GroupNorm:
     return nn.GroupNorm(32, channels, eps=1e-6, affine=affine)
 
 
+def default_normalisation(channels: int) -> nn.GroupNorm:
+    """`normalisation` with the `eps` that PyTorch has by default."""
+    norm = normalisation(channels)
+    norm.eps = 1e-5
+    return norm
+
+
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions, each after normalisation and swish, around a skip connection.
 
@@ -168,6 +175,16 @@ def trunk_widths(
     if z_channels is not None and z_channels < 1:
         raise ValueError(f"z_channels must be a positive number of channels, got {z_channels}")
     return [base_channels * multiplier for multiplier in channel_multipliers]
+
+
+def blocks_per_level(num_blocks: Sequence[int], middle_blocks: int, num_levels: int) -> list[int]:
+    """Residual blocks of each resolution; a ValueError refuses lists of another length."""
+    counts = list(num_blocks)
+    if len(counts) != num_levels or min(counts) < 0:
+        raise ValueError(f"num_blocks needs a number for each of the {num_levels} resolutions, got {counts}")
+    if middle_blocks < 0:
+        raise ValueError(f"middle_blocks must be a number of residual blocks, got {middle_blocks}")
+    return counts
 
 
 def attention_levels(

@@ -111,11 +111,12 @@ def rotate(
 class SelfAttention(nn.Module):
     """Multi-head self-attention, causal from frame to frame."""
 
-    def __init__(self, width: int, num_heads: int, qkv_bias: bool = True) -> None:
+    def __init__(self, width: int, num_heads: int, qkv_bias: bool = True, head_dim: int | None = None) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
-        self.projection = nn.Linear(width, width)
+        mixed = num_heads * head_dim if head_dim else width
+        self.qkv = nn.Linear(width, 3 * mixed, bias=qkv_bias)
+        self.projection = nn.Linear(mixed, width)
 
     def forward(
         self, tokens: Float[Tensor, "b n e"], angles: Float[Tensor, "n pairs"] | None, frame_length: int
@@ -137,13 +138,15 @@ class SelfAttention(nn.Module):
 class TransformerBlock(nn.Module):
     """Self-attention and a two-layer perceptron, each after normalisation and around a skip connection."""
 
-    def __init__(self, width: int, num_heads: int, mlp_ratio: float, activation: str, qkv_bias: bool) -> None:
+    def __init__(
+        self, width: int, num_heads: int, mlp_ratio: float, activation: str, qkv_bias: bool, head_dim: int | None
+    ) -> None:
         super().__init__()
         # timm takes seconds to import: only where it is used, not with vistok.
         from timm.layers.mlp import Mlp
 
         self.norm1 = nn.LayerNorm(width)
-        self.attention = SelfAttention(width, num_heads, qkv_bias)
+        self.attention = SelfAttention(width, num_heads, qkv_bias, head_dim)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = Mlp(width, int(mlp_ratio * width), act_layer=ACTIVATIONS[activation])
 
@@ -159,7 +162,7 @@ class Transformer(nn.Module):
     """Blocks between two normalisations.
 
     Args:
-        width: Channels of a token, a multiple of `num_heads`.
+        width: Channels of a token, a multiple of `num_heads` without `head_dim`.
         depth: Number of blocks.
         num_heads: Attention heads.
         mlp_ratio: Hidden channels of the perceptrons, in units of `width`.
@@ -167,6 +170,7 @@ class Transformer(nn.Module):
         qkv_bias: Whether queries, keys and values have a bias.
         pre_norm: Whether the tokens are normalised before the first block.
         gradient_checkpointing: Recompute each block in the backward pass.
+        head_dim: Channels of a head; None: ``width / num_heads``.
     """
 
     def __init__(
@@ -179,20 +183,23 @@ class Transformer(nn.Module):
         qkv_bias: bool = True,
         pre_norm: bool = True,
         gradient_checkpointing: bool = False,
+        head_dim: int | None = None,
     ) -> None:
         super().__init__()
-        if num_heads < 1 or width % num_heads:
+        if num_heads < 1 or (head_dim is None and width % num_heads):
             raise ValueError(f"width must be a multiple of num_heads, got width {width} and {num_heads} heads")
+        if head_dim is not None and head_dim < 1:
+            raise ValueError(f"head_dim must be a positive number of channels, or null, got {head_dim}")
         if depth < 1 or mlp_ratio <= 0:
             raise ValueError(f"depth and mlp_ratio must be positive, got {depth} and {mlp_ratio}")
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation must be {' or '.join(ACTIVATIONS)}, got {activation!r}")
         self.width = width
-        self.head_dim = width // num_heads
+        self.head_dim = head_dim or width // num_heads
         self.gradient_checkpointing = gradient_checkpointing
         self.norm_in = nn.LayerNorm(width) if pre_norm else nn.Identity()
         self.blocks = nn.ModuleList(
-            TransformerBlock(width, num_heads, mlp_ratio, activation, qkv_bias) for _ in range(depth)
+            TransformerBlock(width, num_heads, mlp_ratio, activation, qkv_bias, head_dim) for _ in range(depth)
         )
         self.norm_out = nn.LayerNorm(width)
 
@@ -303,13 +310,22 @@ class LatentTransformer(nn.Module):
         self.latent_positions = random_tokens(num_tokens, width)
 
     def forward(
-        self, patches: Float[Tensor, "b h w e"], latents: Float[Tensor, "b n e"]
+        self,
+        patches: Float[Tensor, "b h w e"],
+        latents: Float[Tensor, "b n e"],
+        context: Float[Tensor, "b m e"] | None = None,
     ) -> tuple[Float[Tensor, "b h w e"], Float[Tensor, "b n e"]]:
-        """Patches and latent tokens, after all have attended to all; the latent tokens may be the first few only."""
+        """Patches and latent tokens, after all have attended to all.
+
+        Args:
+            patches: Without positions.
+            latents: Without positions; may be the first few only.
+            context: Further tokens that are attended to, with their positions.
+        """
         batch, height, width, _ = patches.shape
         image = torch.cat([self.class_token.expand(batch, 1, -1), patches.flatten(1, 2)], 1)
         image = image + self.positions((height, width))
         latents = latents + self.latent_positions[: latents.shape[1]]
-        tokens = self.transformer(torch.cat([image, latents], 1))
-        patches, latents = tokens[:, 1:].split([height * width, latents.shape[1]], 1)
+        tokens = self.transformer(torch.cat([image, latents, *([] if context is None else [context])], 1))
+        _, patches, latents, _ = tokens.tensor_split([1, image.shape[1], image.shape[1] + latents.shape[1]], 1)
         return patches.unflatten(1, (height, width)), latents

@@ -142,7 +142,7 @@ class MultiScaleQuantizer(CompositeQuantizer):
 
     @override
     def scale_lengths(self, grid: Sequence[int]) -> tuple[int, ...]:
-        return tuple(prod(size) for size in self._sizes(_frames(grid)))
+        return tuple(prod(size) for size in self.scale_sizes(_frames(grid)))
 
     @override
     def indices_shape(self, grid: Sequence[int]) -> tuple[int, ...]:
@@ -173,14 +173,14 @@ class MultiScaleQuantizer(CompositeQuantizer):
             inputs = features.float().reshape(*features.shape[:2], *grid).contiguous()
             rest, codes = inputs, torch.zeros_like(inputs)
             indices, losses = [], []
-            for number, size in enumerate(self._sizes(grid)[: self.begin()]):
+            for number, size in enumerate(self.scale_sizes(grid)[: self.begin()]):
                 quantized = part(average(rest, size).flatten(2))
                 cells = quantized.codes
                 if self.training:
                     # The codes themselves, with a gradient for the codebook only.
                     cells = _lookup(part, quantized.indices)
                     cells = cells if "codebook" in self._cumulative else cells.detach()
-                enlarged = self._enlarge(cells, size, grid, number)
+                enlarged = self.enlarge(cells, number, grid)
                 codes = codes + enlarged
                 rest = rest - enlarged.detach()
                 indices.append(quantized.indices)
@@ -212,8 +212,8 @@ class MultiScaleQuantizer(CompositeQuantizer):
             # The same sums as in `forward`: the codes of evaluation are exactly those of their indices.
             cells = [self.part(0).indices_to_codes(each) for each in maps]
             codes = cells[0].new_zeros(len(indices), self.dim, *frames)
-            for number, (each, size) in enumerate(zip(cells, self._sizes(frames), strict=False)):
-                codes = codes + self._enlarge(each, size, frames, number)
+            for number, each in enumerate(cells):
+                codes = codes + self.enlarge(each, number, frames)
         return codes.reshape(len(indices), self.dim, *grid)
 
     @override
@@ -229,15 +229,40 @@ class MultiScaleQuantizer(CompositeQuantizer):
         indices = []
         with torch.autocast(codes.device.type, enabled=False):
             rest = codes.detach().float().reshape(*codes.shape[:2], *grid).contiguous()
-            for number, size in enumerate(self._sizes(grid)):
+            for number, size in enumerate(self.scale_sizes(grid)):
                 indices.append(part.codes_to_indices(average(rest, size).flatten(2)))
-                rest = rest - self._enlarge(part.indices_to_codes(indices[-1]), size, grid, number).detach()
+                rest = rest - self.enlarge(part.indices_to_codes(indices[-1]), number, grid).detach()
         return torch.cat(indices, dim=1)
 
-    def _sizes(self, frames: Sequence[int]) -> list[tuple[int, ...]]:
-        """Cells along ``(t, h, w)`` at each scale; halves are rounded up."""
+    def scale_sizes(self, grid: Sequence[int]) -> list[tuple[int, ...]]:
+        """Cells along each axis of a grid at each scale; halves are rounded up."""
         last = self.scales[-1]
-        return [tuple(max(1, (2 * length * scale + last) // (2 * last)) for length in frames) for scale in self.scales]
+        return [tuple(max(1, (2 * length * scale + last) // (2 * last)) for length in grid) for scale in self.scales]
+
+    def enlarge(
+        self, cells: Float[Tensor, "b d *cells"], number: int, grid: Sequence[int]
+    ) -> Float[Tensor, "b d *grid"]:
+        """What scale `number` adds to the codes.
+
+        Args:
+            cells: Codes of the scale, in its shape or flat.
+            number: Of the scale, from 0.
+            grid: Of the codes.
+        """
+        frames = _frames(grid)
+        enlarged = enlarge(cells.reshape(*cells.shape[:2], *self.scale_sizes(frames)[number]), frames, self.up)
+        if self.phi:
+            phi = self.phi[self.phi_of_scale[number]]
+            assert isinstance(phi, nn.Conv2d)
+            ratio = self.phi_ratio
+            enlarged = (1 - ratio) * enlarged + ratio * _by_frame(enlarged, lambda each: self._convolve(phi, each))
+        return enlarged.reshape(*cells.shape[:2], *grid)
+
+    def reduce(self, codes: Float[Tensor, "b d *grid"], number: int) -> Float[Tensor, "b d *cells"]:
+        """Means of codes over the cells of scale `number`."""
+        grid = codes.shape[2:]
+        cells = average(codes.reshape(*codes.shape[:2], *_frames(grid)), self.scale_sizes(_frames(grid))[number])
+        return cells.reshape(*codes.shape[:2], *self.scale_sizes(grid)[number])
 
     def _grid(self, grid: Sequence[int] | None) -> tuple[int, ...]:
         return (self.scales[-1],) * 2 if grid is None else tuple(grid)
@@ -253,16 +278,6 @@ class MultiScaleQuantizer(CompositeQuantizer):
                 f"grid {tuple(grid)}; got {tuple(indices.shape)}: shorten them, or pass their grid"
             )
         return list(indices.split(lengths[: ends.index(indices.shape[1]) + 1], dim=1))
-
-    def _enlarge(self, cells: Tensor, size: Sequence[int], grid: Sequence[int], number: int) -> Tensor:
-        """What scale `number` adds to the codes: ``(b d cells)`` to ``(b d *grid)``."""
-        enlarged = enlarge(cells.unflatten(2, tuple(size)), grid, self.up)
-        if not self.phi:
-            return enlarged
-        phi = self.phi[self.phi_of_scale[number]]
-        assert isinstance(phi, nn.Conv2d)
-        ratio = self.phi_ratio
-        return (1 - ratio) * enlarged + ratio * _by_frame(enlarged, lambda frames: self._convolve(phi, frames))
 
     def _convolve(self, phi: nn.Conv2d, frames: Tensor) -> Tensor:
         if self.training or frames.device.type == "mps":

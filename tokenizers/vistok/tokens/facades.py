@@ -12,9 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vistok.quantizer import MultiScaleQuantizer, ResidualQuantizer
+from vistok.quantizer import MultiScaleQuantizer, ResidualQuantizer, VectorQuantizer
 from vistok.quantizer.base import Quantized
-from vistok.quantizer.multiscale import average
 from vistok.tokenizer import Tokenizer
 
 
@@ -151,10 +150,12 @@ class OneDimensionalTokenizer(Facade):
         return self.tokenizer.flatten(self.tokenizer.encode(x * 2 - 1).indices)
 
     @torch.no_grad()
-    def decode_tokens(self, tokens: Int[Tensor, "b ..."]) -> Float[Tensor, "b c H W"]:
-        """Images in [0, 1] of the training size."""
+    def decode_tokens(
+        self, tokens: Int[Tensor, "b ..."], text_guidance: Float[Tensor, "b m t"] | None = None
+    ) -> Float[Tensor, "b c H W"]:
+        """Images in [0, 1] of the training size; `text_guidance` are features of texts, for TA-TiTok."""
         indices = self.tokenizer.unflatten(tokens.flatten(1).long())
-        return self._to_unit(self.tokenizer.decode_indices(indices, self.tokenizer.default_size))
+        return self._to_unit(self.tokenizer.decode_indices(indices, self.tokenizer.default_size, text_guidance))
 
     def _to_unit(self, images: Tensor) -> Tensor:
         return ((images + 1) / 2).clamp(0, 1)
@@ -210,6 +211,34 @@ class RQTokenizer(Facade):
         return self.tokenizer.encode(xs).indices
 
     @torch.no_grad()
+    def get_soft_codes(
+        self, xs: Float[Tensor, "b c H W"], temp: float = 1.0, stochastic: bool = False
+    ) -> tuple[Float[Tensor, "b h w depth k"], Int[Tensor, "b h w depth"]]:
+        """``(probabilities, codes)``: each depth's softmax of negative squared distances over `temp`, and its code.
+
+        The codes are the nearest ones, or with `stochastic` drawn from the probabilities; the next depth takes what
+        they leave.
+
+        Raises:
+            ValueError: If a depth does not take the nearest code of a table by its Euclidean distance.
+        """
+        quantizer: Any = self.tokenizer.quantizer
+        stages = [quantizer.part(depth) for depth in range(quantizer.num_codebooks)]
+        plain = all(isinstance(stage, VectorQuantizer) and stage.choices["distance"] == "euclidean" for stage in stages)
+        self.require(plain, "get_soft_codes, so for residual stacks of VectorQuantizer(distance='euclidean'),")
+        rest = self.tokenizer.to_codes(self.tokenizer.encoder(xs)).movedim(1, -1).float()
+        soft, codes = [], []
+        for stage in stages:
+            # Not by products, whose rounding could prefer another code than `get_codes`.
+            distances = torch.cdist(rest.flatten(0, 2), stage.codebook, compute_mode="donot_use_mm_for_euclid_dist")
+            probabilities = (-distances.square() / temp).softmax(-1)
+            code = torch.multinomial(probabilities, 1)[:, 0] if stochastic else distances.argmin(-1)
+            rest = rest - stage.codebook[code].view_as(rest)
+            soft.append(probabilities.unflatten(0, rest.shape[:3]))
+            codes.append(code.unflatten(0, rest.shape[:3]))
+        return torch.stack(soft, -2), torch.stack(codes, -1)
+
+    @torch.no_grad()
     def decode_code(self, code: Int[Tensor, "b h w depth"]) -> Float[Tensor, "b c H W"]:
         """Images of indices of all or of the first depths."""
         return self.tokenizer.decode_indices(code)
@@ -254,7 +283,7 @@ class VARTokenizer(Facade):
         Raises:
             ValueError: If `v_patch_nums` are not the tokenizer's own scales.
         """
-        if v_patch_nums is not None and list(v_patch_nums) != [height for _, height, _ in self.quantize.sizes]:
+        if v_patch_nums is not None and list(v_patch_nums) != [height for height, _ in self.quantize.sizes]:
             raise ValueError(f"v_patch_nums={list(v_patch_nums)}: this tokenizer has the scales {self.quantize.sizes}")
         return list(self.tokenizer.encode(inp_img_no_grad).indices.split(self.quantize.lengths, 1))
 
@@ -293,8 +322,8 @@ class PyramidInputs(nn.Module):
         super().__init__()
         assert isinstance(tokenizer.quantizer, MultiScaleQuantizer)
         self.quantizer = tokenizer.quantizer
-        self.grid = (1, *tokenizer.grid())
-        self.sizes = self.quantizer._sizes(self.grid)
+        self.grid = tokenizer.grid()
+        self.sizes = self.quantizer.scale_sizes(self.grid)
         self.lengths = self.quantizer.scale_lengths(self.grid)
 
     def embedding(self, indices: Int[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
@@ -303,11 +332,11 @@ class PyramidInputs(nn.Module):
 
     def codes(self, ms_idx_Bl: list[Tensor]) -> Float[Tensor, "b d h w"]:  # noqa: N803
         """Sum of the first scales."""
-        return self.quantizer.indices_to_codes(torch.cat(ms_idx_Bl, 1), self.grid[1:])
+        return self.quantizer.indices_to_codes(torch.cat(ms_idx_Bl, 1), self.grid)
 
     def idxBl_to_var_input(self, gt_ms_idx_Bl: list[Tensor]) -> Float[Tensor, "b n d"]:  # noqa: N802, N803
         """Input of the transformer for the scales after the first: the sum of the scales before, reduced to each."""
-        inputs = [self._reduce(self.codes(gt_ms_idx_Bl[:end]), end) for end in range(1, len(gt_ms_idx_Bl))]
+        inputs = [self.quantizer.reduce(self.codes(gt_ms_idx_Bl[:end]), end) for end in range(1, len(gt_ms_idx_Bl))]
         return torch.cat([each.flatten(2) for each in inputs], 2).movedim(1, -1)
 
     def get_next_autoregressive_input(
@@ -318,8 +347,5 @@ class PyramidInputs(nn.Module):
         h_BChw: Float[Tensor, "b d h2 w2"],  # noqa: N803
     ) -> tuple[Float[Tensor, "b d h w"], Float[Tensor, "b d h3 w3"]]:
         """The sum with the codes of scale `si` of `SN`, and the same reduced to the next scale."""
-        f_hat = f_hat + self.quantizer._enlarge(h_BChw.flatten(2), self.sizes[si], self.grid, si)[:, :, 0]
-        return f_hat, (self._reduce(f_hat, si + 1) if si < SN - 1 else f_hat)
-
-    def _reduce(self, codes: Tensor, scale: int) -> Tensor:
-        return average(codes[:, :, None], self.sizes[scale])[:, :, 0]
+        f_hat = f_hat + self.quantizer.enlarge(h_BChw, si, self.grid)
+        return f_hat, (self.quantizer.reduce(f_hat, si + 1) if si < SN - 1 else f_hat)

@@ -12,7 +12,11 @@ from vistok.hub.files import sha256
 from vistok.hub.importers import (
     bsqvit,
     cosmos,
+    dalle,
     diffusers,
+    emu3,
+    fqgan,
+    gsq,
     infinity,
     llamagen,
     magvit2,
@@ -22,6 +26,8 @@ from vistok.hub.importers import (
     rqvae,
     taming,
     titok,
+    var,
+    vitvqgan,
     vqgan_lc,
     vqvae,
 )
@@ -38,9 +44,11 @@ FAMILIES = {
         taming.KL,
         diffusers.FAMILY,
         magvit2.FAMILY,
+        magvit2.SIMVQ,
         maskgit.FAMILY,
         maskgit.MASKBIT_FAMILY,
         titok.FAMILY,
+        titok.TEXT_FAMILY,
         rqvae.FAMILY,
         cosmos.FAMILY,
         bsqvit.FAMILY,
@@ -48,6 +56,12 @@ FAMILIES = {
         optvq.FAMILY,
         vqgan_lc.FAMILY,
         infinity.FAMILY,
+        var.FAMILY,
+        fqgan.FAMILY,
+        gsq.FAMILY,
+        vitvqgan.FAMILY,
+        dalle.FAMILY,
+        emu3.FAMILY,
         vqvae.FAMILY,
     )
 }
@@ -60,8 +74,9 @@ WRAPPERS = {
 # What names begin with where a tokenizer is part of something larger, or was wrapped for training.
 PREFIXES = ("module.", "_orig_mod.", "model.", "gen_vision_model.", "vqmodel.", "first_stage_model.", "vq_model.")
 MODEL_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".jit")
-# Of these names a folder may hold several files that belong together.
+# Files that belong together where a folder holds both; in the second ones names do not begin with those of the parts.
 JIT_PARTS = ("encoder.jit", "decoder.jit")
+PICKLED_PARTS = ("encoder.pkl", "decoder.pkl")
 
 
 class PretrainedTokenizer(NamedTuple):
@@ -196,7 +211,8 @@ def read_source(path: Path, weights: str, *, choose: bool = True) -> tuple[dict[
     for file in files:
         content, from_wrapper = _unwrapped(read_checkpoint(file), weights)
         averaged |= from_wrapper
-        tensors |= flatten(content)
+        part = f"{file.stem}." if file.name in PICKLED_PARTS else ""
+        tensors |= {part + name: tensor for name, tensor in flatten(content).items()}
     if not tensors:
         raise ValueError(f"{path} holds no tensors")
     if choose:
@@ -242,9 +258,9 @@ def _leads_to_tokenizer(names: Mapping[str, Any]) -> bool:
 
 
 def _model_files(folder: Path) -> list[Path]:
-    parts = [folder / name for name in JIT_PARTS if (folder / name).is_file()]
-    if len(parts) == len(JIT_PARTS):
-        return parts
+    for names in (JIT_PARTS, PICKLED_PARTS):
+        if all((folder / name).is_file() for name in names):
+            return [folder / name for name in names]
     for suffix in MODEL_FILES:
         files = sorted(folder.glob(f"*{suffix}"))
         if len(files) > 1:

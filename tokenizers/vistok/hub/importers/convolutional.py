@@ -29,18 +29,18 @@ def vqgan(
     Args:
         checkpoint: Without the tensors of the quantizer.
         dialect: Names of the program.
-        quantizer: Of the codes between the two 1x1 convolutions.
+        quantizer: Of the codes between the two convolutions.
         state: Tensors of the quantizer, by its own names.
         preprocessing: Recorded in the tokenizer.
         decoder: Class of the decoder.
-        projection: ``none`` if there are no 1x1 convolutions.
+        projection: What these two are, as for `Tokenizer`.
     """
     shapes = [describe(checkpoint, dialect, prefix) for prefix in ("encoder.", "decoder.")]
     tokenizer = Tokenizer(
         CNNEncoder(**shapes[0].cnn()), quantizer, decoder(**shapes[1].cnn()), projection, preprocessing
     )
     values = {f"quantizer.{name}": value for name, value in state.items()}
-    if projection == "linear":
+    if projection != "none":
         values |= take_projections(checkpoint)
     for part, shape, name in zip((tokenizer.encoder, tokenizer.decoder), shapes, ("encoder.", "decoder."), strict=True):
         values |= take_trunk(checkpoint, part, dialect, shape, name, name)

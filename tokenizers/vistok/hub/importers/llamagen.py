@@ -1,4 +1,4 @@
-"""LlamaGen and what keeps its names: Janus, Halton-MaskGIT, ControlAR.
+"""LlamaGen and what keeps its names: Janus, Halton-MaskGIT, ControlAR; and Janus by the names of transformers.
 
 P. Sun et al.: Autoregressive Model Beats Diffusion: Llama for Scalable Image Generation,
 https://arxiv.org/abs/2406.06525; https://github.com/FoundationVision/LlamaGen.
@@ -17,16 +17,22 @@ LLAMAGEN = Dialect(
     coarsest_first=True,
 )
 
+TRANSFORMERS = Dialect(coarsest_first=True)
+
 
 def convert(checkpoint: Checkpoint) -> Tokenizer:
-    """Codes and features have unit length, in the search and in what is decoded."""
+    """Codes and features have unit length, in the search and in what is decoded.
+
+    The encoder of transformers forgets the first, so that 40 % of its indices are others than the original's.
+    """
     # Usage of the codes in the last batches of training.
     checkpoint.drop("quantize.codebook_used")
     table = checkpoint.take("quantize.embedding.weight")
     quantizer = codebook(table, distance="cosine")
     # The program halves large pictures by box filters before it resizes them.
     prepared = preprocessing(checkpoint, filter="bicubic")
-    return vqgan(checkpoint, LLAMAGEN, quantizer, {"table": table}, prepared)
+    dialect = LLAMAGEN if "encoder.conv_blocks.0.res.0.conv1.weight" in checkpoint else TRANSFORMERS
+    return vqgan(checkpoint, dialect, quantizer, {"table": table}, prepared)
 
 
 FAMILY = Family(
@@ -39,5 +45,7 @@ FAMILY = Family(
         Published("vq-8", "FoundationVision/LlamaGen", "vq_ds8_c2i.pt", 70.1, "MIT"),
         Published("vq-16-t2i", "peizesun/llamagen_t2i", "vq_ds16_t2i.pt", 71.9, "MIT"),
         Published("janus-1.3b", "deepseek-ai/Janus-1.3B", None, 71.9, "DeepSeek Model License", {"size": 384}),
+        Published("janus-pro-1b", "deepseek-community/Janus-Pro-1B", None, 71.9, options={"size": 384}),
+        Published("janus-pro-7b", "deepseek-community/Janus-Pro-7B", None, 71.9, options={"size": 384}),
     ),
 )

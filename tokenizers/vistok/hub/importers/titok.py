@@ -1,6 +1,7 @@
-"""TiTok: images as short sequences of tokens.
+"""TiTok: images as short sequences of tokens; and TA-TiTok, whose decoder is given a text too.
 
 Q. Yu et al.: An Image is Worth 32 Tokens for Reconstruction and Generation, https://arxiv.org/abs/2406.07550;
+D. Kim et al.: Democratizing Text-to-Image Masked Generative Models, https://arxiv.org/abs/2501.07730;
 https://github.com/bytedance/1d-tokenizer.
 """
 
@@ -18,6 +19,8 @@ from vistok.tokenizer import Tokenizer
 
 NAMES = {
     **CLIP_NAMES,
+    r"text_guidance_positional_embedding": "text_positions",
+    r"text_guidance_proj": "from_texts",
     r"latent_token_positional_embedding": "trunk.latent_positions",
     r"positional_embedding": "trunk.positions.table",
     r"class_embedding": "trunk.class_token",
@@ -39,9 +42,6 @@ def convert(checkpoint: Checkpoint) -> Tokenizer:
 
     Options: ``num_heads_encoder``, ``num_heads_decoder`` and ``unit_norm`` (codes of unit length).
     """
-    decoder_names = [name for name in checkpoint.tensors if "text_guidance" in name]
-    if decoder_names:
-        raise ValueError("the decoder also needs texts (TA-TiTok), which TiTokDecoder does not take")
     width, channels, patch_size, _ = checkpoint.shape("encoder.patch_embed.weight")
     side = square_root(checkpoint.shape("encoder.positional_embedding")[0] - 1, "positions")
     legacy = "decoder.conv_out.weight" not in checkpoint
@@ -53,15 +53,18 @@ def convert(checkpoint: Checkpoint) -> Tokenizer:
     }
     encoder = TiTokEncoder(**shared, **_sizes(checkpoint, "encoder", width), legacy=legacy)
     values: dict[str, Tensor] = {}
-    teacher: dict[str, Any] = {}
+    more: dict[str, Any] = {}
     if legacy:
-        teacher["teacher_codebook_size"] = checkpoint.shape("decoder.ffn.2.weight")[0]
+        more["teacher_codebook_size"] = checkpoint.shape("decoder.ffn.2.weight")[0]
         if "pixel_decoder.conv_in.weight" in checkpoint:
-            teacher["pixel_decoder"], values = take_decoder(
+            more["pixel_decoder"], values = take_decoder(
                 checkpoint, MASKGIT, "pixel_decoder.", "decoder.pixel_decoder."
             )
+    if "decoder.text_guidance_proj.weight" in checkpoint:
+        more["text_dim"] = checkpoint.shape("decoder.text_guidance_proj.weight")[1]
+        more["text_length"] = checkpoint.shape("decoder.text_guidance_positional_embedding")[0]
     decoder_width = checkpoint.shape("decoder.mask_token")[-1]
-    decoder = TiTokDecoder(**shared, **_sizes(checkpoint, "decoder", decoder_width), **teacher)
+    decoder = TiTokDecoder(**shared, **_sizes(checkpoint, "decoder", decoder_width), **more)
     # Only for training: the usage of codes, and the encoder of the teacher.
     checkpoint.drop("quantize.embed_prob", "loss.*")
     values |= take_renamed(checkpoint, NAMES)
@@ -109,6 +112,29 @@ FAMILY = Family(
             ("ll-32-vae", "ll32_vae_c16", 606.9),
             ("bl-64-vae", "bl64_vae_c16", 389.4),
             ("bl-128-vae", "bl128_vae_c16", 389.6),
+        )
+    ),
+)
+TEXT_FAMILY = Family(
+    name="tatitok",
+    title="TA-TiTok, https://github.com/bytedance/1d-tokenizer",
+    marks=(*FAMILY.marks, "decoder.text_guidance_proj.weight"),
+    convert=convert,
+    published=tuple(
+        Published(
+            f"{name}-{kind}",
+            f"turkeyju/tokenizer_tatitok_{name.replace('-', '')}_{kind}",
+            "model.safetensors",
+            390.8 if (name, kind) == ("bl-32", "vq") else None,
+            "Apache-2.0",
+        )
+        for name, kind in (
+            ("bl-32", "vq"),
+            ("bl-64", "vq"),
+            ("bl-128", "vq"),
+            ("bl-32", "vae"),
+            ("bl-64", "vae"),
+            ("sl-128", "vae"),
         )
     ),
 )

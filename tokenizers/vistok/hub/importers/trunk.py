@@ -5,7 +5,7 @@ there is attention) is read from the names and shapes of its tensors.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ class Dialect:
         middle: Blocks in the middle in the order in which they run, or a template of residual blocks.
         coarsest_first: Whether levels of the decoder are numbered as they run, not from the finest.
         qkv: Layers of self-attention that make queries, keys and values.
+        out: Last convolution.
         leaves: Regular expressions of our names of layers, and what becomes of them.
     """
 
@@ -45,6 +46,7 @@ class Dialect:
     middle: str | tuple[str, str, str] = ("mid.block_1", "mid.attn_1", "mid.block_2")
     coarsest_first: bool = False
     qkv: tuple[str, str, str] = ("q", "k", "v")
+    out: str = "conv_out"
     leaves: tuple[tuple[str, str], ...] = ((r"\bshortcut\b", "nin_shortcut"), (r"\bprojection\b", "proj_out"))
 
     def level(self, decoder: bool, number: int, count: int) -> str:
@@ -119,6 +121,11 @@ class Trunk:
 def describe(checkpoint: Checkpoint, dialect: Dialect, prefix: str) -> Trunk:
     """Read what a trunk is made of from its tensors; `prefix` is ``encoder.`` or ``decoder.`` with what precedes it."""
     decoder = prefix.endswith("decoder.")
+    if not any(name.startswith(prefix) for name in checkpoint.tensors):
+        raise ValueError(
+            f"the checkpoint has no {prefix[:-1]}, like those of transformers' Chameleon, which only encodes: take the "
+            "file of the original program"
+        )
     template = prefix + (dialect.up if decoder else dialect.down)
     count = checkpoint.count(f"{template}.{dialect.residual.format(0)}.conv1.weight")
     if not count:
@@ -142,7 +149,7 @@ def describe(checkpoint: Checkpoint, dialect: Dialect, prefix: str) -> Trunk:
         has_middle = f"{prefix}{first}.conv1.weight" in checkpoint
         middle = ((first, second, third) if has_attention else (first, third)) if has_middle else ()
     layer = dialect.upsample if decoder else dialect.downsample
-    inside, outside = checkpoint.shape(f"{prefix}conv_in.weight"), checkpoint.shape(f"{prefix}conv_out.weight")
+    inside, outside = checkpoint.shape(f"{prefix}conv_in.weight"), checkpoint.shape(f"{prefix}{dialect.out}.weight")
     return Trunk(
         channels=outside[0] if decoder else inside[1],
         entry_width=outside[1] if decoder else inside[0],
@@ -159,7 +166,13 @@ def describe(checkpoint: Checkpoint, dialect: Dialect, prefix: str) -> Trunk:
 
 
 def take_trunk(
-    checkpoint: Checkpoint, part: nn.Module, dialect: Dialect, trunk: Trunk, prefix: str, ours: str
+    checkpoint: Checkpoint,
+    part: nn.Module,
+    dialect: Dialect,
+    trunk: Trunk,
+    prefix: str,
+    ours: str,
+    taken: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """Tensors of a trunk by our names.
 
@@ -170,11 +183,14 @@ def take_trunk(
         trunk: Description of the trunk.
         prefix: What their names begin with there, ``encoder.`` or ``decoder.`` last.
         ours: What our names begin with.
+        taken: Our names of tensors of the part that are not of the trunk, and taken already.
     """
     assert isinstance(part.blocks, nn.Sequential)
     names = _block_names(list(part.blocks), dialect, trunk, prefix.endswith("decoder."))
     values = {}
     for key in part.state_dict():
+        if ours + key in taken:
+            continue
         block, leaf = "", key
         if key.startswith("blocks."):
             _, number, leaf = key.split(".", 2)
@@ -221,7 +237,7 @@ def _block_names(blocks: Sequence[nn.Module], dialect: Dialect, trunk: Trunk, de
 def take_projections(
     checkpoint: Checkpoint, before: str = "quant_conv", after: str = "post_quant_conv"
 ) -> dict[str, Tensor]:
-    """Weights and biases of the two 1x1 convolutions around the quantizer, by our names."""
+    """Weights and biases of the two convolutions around the quantizer, by our names."""
     return {
         f"{ours}.{parameter}": checkpoint.take(f"{theirs}.{parameter}")
         for ours, theirs in (("to_codes", before), ("from_codes", after))
