@@ -11,7 +11,7 @@ optimisers: the discriminator sees the reconstructions twice, once for each play
 for the discriminator's step, ``rerun`` (VQGAN-LC, OptVQ) computes them again. All three alternate within one run, with
 the same precision, memory format and compilation; minima count. Memory is that of parameters, optimiser states and two
 steps, in a fresh process. Variants of our step show what each setting adds; the last table shows the share of each
-part, run alone. LPIPS has random weights, which cost what trained ones do.
+part, run alone, and of making a batch. LPIPS has random weights, which cost what trained ones do.
 """
 
 import argparse
@@ -37,6 +37,7 @@ from torch.utils.data import DataLoader
 from torchvision import models
 
 import vistok
+from vistok.data import PhotosData
 from vistok.decoder import CNNDecoder
 from vistok.discriminator import PatchDiscriminator
 from vistok.encoder import CNNEncoder
@@ -311,6 +312,14 @@ def shares(setting: Setting, repeats: int) -> dict[str, float]:
     return result
 
 
+def loading(setting: Setting, batches: int) -> float:
+    """Smallest seconds of a batch of crops of the embedded photographs, made by the process that trains."""
+    data = PhotosData(image_size=setting.image_size, batch_size=setting.batch_size, num_workers=0)
+    data.setup("fit")
+    iterator = iter(data.train_dataloader())
+    return min(seconds(lambda: next(iterator)) for _ in range(batches))
+
+
 def show(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table."""
     table = Table(*headers, title=title, title_justify="left")
@@ -373,7 +382,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         show("What settings add", ("setting", "times faster with it"), [(k, f"{v:.2f}") for k, v in variants.items()])
 
     parts = shares(setting, max(1, options.steps // 2))
+    # While a batch is trained on, loading processes make the next ones, so this is no part of the step.
+    data = loading(setting, options.steps + 2)
     parts["rest (optimiser, Lightning, logging)"] = max(0.0, times["ours"] - sum(parts.values()))
+    parts["data (beside the step, in loading processes)"] = data
     show("Parts run alone", ("part", "share of the step"), [(k, f"{v / times['ours']:.1%}") for k, v in parts.items()])
     if options.json:
         record = {"setting": vars(setting), "torch": torch.__version__, "threads": options.threads}

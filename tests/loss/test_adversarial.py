@@ -9,7 +9,7 @@ from torch import nn
 
 from vistok.discriminator import PatchDiscriminator
 from vistok.discriminator.base import Discriminator
-from vistok.loss import AdversarialLoss
+from vistok.loss import AdversarialLoss, adaptive_weight
 
 GAME = ("adversarial", "discriminator")
 
@@ -136,12 +136,12 @@ def test_the_averages_take_all_batches_of_a_step():
 
 @pytest.mark.parametrize("scale", [1.0, 1024.0])
 def test_the_adaptive_weight_is_the_ratio_of_gradient_norms_at_the_last_layer(scale):
-    loss, last = make(max_adaptive_weight=1e4), nn.Conv2d(4, 3, 3, padding=1)
+    loss, last = make(), nn.Conv2d(4, 3, 3, padding=1)
     features, images = torch.rand(2, 2, 4, 8, 8).sum(0), torch.rand(2, 3, 8, 8)
     reconstructions = last(features)
     terms, _ = loss(reconstructions, images, GAME)
     distance = F.l1_loss(reconstructions, images)
-    got = loss.adaptive_weight(distance, terms["adversarial"], last.weight, scale)
+    got = adaptive_weight(distance, terms["adversarial"], last.weight, 1e4, scale)
     norms = []
     for value in (distance, terms["adversarial"]):
         last.weight.grad = None
@@ -152,10 +152,10 @@ def test_the_adaptive_weight_is_the_ratio_of_gradient_norms_at_the_last_layer(sc
 
 
 def test_the_adaptive_weight_is_capped():
-    loss, last = make(max_adaptive_weight=0.75), torch.ones(3, 1, 1, requires_grad=True)
+    loss, last = make(), torch.ones(3, 1, 1, requires_grad=True)
     reconstructions = (torch.rand(2, 3, 8, 8) * last).float()
     terms, _ = loss(reconstructions, constant(0.0, 1.0), GAME)
-    assert loss.adaptive_weight(1e6 * reconstructions.sum(), terms["adversarial"], last) == 0.75
+    assert adaptive_weight(1e6 * reconstructions.sum(), terms["adversarial"], last, 0.75) == 0.75
 
 
 @pytest.mark.parametrize(

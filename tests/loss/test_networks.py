@@ -13,7 +13,14 @@ from torch import nn
 import vistok
 from vistok.decoder import CNNDecoder
 from vistok.encoder import CNNEncoder
-from vistok.loss import FeatureContrast, FeatureDistillation, FrozenBackbone, LatentAlignment, PerceptualLoss
+from vistok.loss import (
+    FeatureContrast,
+    FeatureDistillation,
+    FrozenBackbone,
+    LatentAlignment,
+    PerceptualLoss,
+    ReconstructionLoss,
+)
 from vistok.loss.backbone import WeightsNotFoundError
 from vistok.quantizer import FSQ
 
@@ -323,6 +330,16 @@ def test_a_sequence_that_is_a_grid_is_compared_in_raster_order(networks, tokeniz
     torch.testing.assert_close(term(reconstruction(images, codes.flatten(2)), {"images": images}), as_grid)
 
 
+def test_an_adaptive_weight_needs_a_projection_and_another_loss(networks):
+    encoder, decoder = CNNEncoder(base_channels=32, z_channels=3), CNNDecoder(base_channels=32, z_channels=3)
+    bare = vistok.Tokenizer(encoder, FSQ((8, 5, 5)), decoder, projection="none")
+    term = LatentAlignment(VIT, pretrained=networks, size=SIZE, max_adaptive_weight=1e4)
+    with pytest.raises(ValueError, match="write projection=linear, or max_adaptive_weight=null"):
+        term.attach(bare)
+    with pytest.raises(ValueError, match=r"there are none: set loss.l1=1, or max_adaptive_weight=null"):
+        ReconstructionLoss(l2=0.0, terms={"alignment": term})
+
+
 def test_tokens_without_a_place_are_refused(networks, tokenizer):
     term = attached(LatentAlignment(VIT, pretrained=networks, size=SIZE), tokenizer)
     images = torch.zeros(1, 3, SIZE, SIZE)
@@ -338,6 +355,8 @@ def test_tokens_without_a_place_are_refused(networks, tokenizer):
         ({"source": "decoded"}, "write head=none and channels=null"),
         ({"channels": [2, 1]}, r"\[first, last\) with first < last, got \[2, 1\]"),
         ({"cosine_weight": 0.0, "distance_weight": 0.0}, "one must be positive"),
+        ({"max_adaptive_weight": 0.0}, "max_adaptive_weight must be positive"),
+        ({"max_adaptive_weight": 1.0, "source": "decoded", "head": "none"}, "needs source=codes or features"),
     ],
 )
 def test_a_wrong_argument_of_a_latent_term_is_an_error(arguments, message):

@@ -68,11 +68,38 @@ def test_an_unknown_backend_is_refused_with_those_there_are(tiny):
         train(config, folder)
 
 
-@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed_stage_2"])
-def test_a_strategy_that_divides_parameters_is_refused_with_the_reason(tiny, strategy):
-    config, _ = tiny("run", f"trainer.strategy={strategy}")
-    with pytest.raises(ValueError, match=rf"strategy={strategy} divides parameters .* use trainer.strategy=ddp"):
+def test_a_strategy_that_divides_all_parameters_is_refused_with_the_reason(tiny):
+    config, _ = tiny("run", "trainer.strategy=deepspeed_stage_2")
+    with pytest.raises(ValueError, match=r"strategy=deepspeed_stage_2 divides parameters .* use trainer.strategy=fsdp"):
         check_trainer(config)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "advice"),
+    [
+        ([], r"set callbacks.ema=null"),
+        (["callbacks.ema=null", "trainer.compile=true"], r"set trainer.compile=false"),
+        (
+            ["callbacks.ema=null", "discriminator=patchgan"],
+            r"use the fixed weight, discriminator.adversarial.max_adaptive_weight=null",
+        ),
+        (["callbacks.ema=null", "tokenizer=hierarchical"], r"cannot divide a HierarchicalTokenizer: use ddp"),
+    ],
+)
+def test_what_needs_whole_parameters_is_refused_under_fsdp_with_what_to_write_instead(tiny, overrides, advice):
+    config, folder = tiny("run", "trainer.strategy=fsdp", "trainer.devices=1", *overrides)
+    with pytest.raises(ValueError, match=advice):
+        train(config, folder)
+
+
+def test_a_checkpoint_of_another_strategy_is_refused(tiny):
+    config, folder = tiny("run", "trainer.max_steps=4")
+    train(config, folder)
+    path = folder / "checkpoints" / "last.ckpt"
+    torch.save(torch.load(path, weights_only=True) | {"vistok_strategy": "fsdp"}, path)
+    config, again = tiny("again", f"ckpt={path}")
+    with pytest.raises(ValueError, match=r"written under trainer.strategy=fsdp.* resume with that strategy"):
+        train(config, again)
 
 
 def test_a_fused_optimiser_is_refused_where_it_scales_the_gradients_itself(tiny):
@@ -115,13 +142,26 @@ def torchrun(folder, *overrides):
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
     launch = ["--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", str(port)]
-    devices = ["trainer.devices=2", "trainer.strategy=ddp", f"hydra.run.dir={folder}"]
+    devices = ["trainer.devices=2", f"hydra.run.dir={folder}"]
     return program("-m", "torch.distributed.run", *launch, ROOT / "train.py", *SHORT, *devices, *overrides)
 
 
+FSDP = (
+    "trainer.strategy=fsdp",
+    "callbacks.ema=null",
+    "discriminator=patchgan",
+    "discriminator.num_layers=1",
+    "discriminator.base_channels=8",
+    "discriminator.adversarial.discriminator_start=1",
+    "discriminator.adversarial.start=2",
+    "discriminator.adversarial.max_adaptive_weight=null",
+)
+
+
 @pytest.mark.timeout(1200)  # six programs that import torch
-def test_two_processes_of_torchrun_stop_together_and_resume_exactly(tmp_path):
-    overrides = [*QUANTIZERS["vq_ema"], "data.batch_size=2"]
+@pytest.mark.parametrize("strategy", [("trainer.strategy=ddp",), FSDP], ids=["ddp", "fsdp"])
+def test_two_processes_of_torchrun_stop_together_and_resume_exactly(tmp_path, strategy):
+    overrides = [*QUANTIZERS["vq_ema"], "data.batch_size=2", *strategy]
     # The second process alone gets the signal.
     end = f"{{_target_:end_a_run.EndARun,number:{signal.SIGUSR1:d},hook:batch_start,batch:7,rank:1}}"
     stopped = torchrun(tmp_path / "stopped", *overrides, f"+callbacks.end={end}")

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import lightning
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import FSDPStrategy
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader
 from two_players import make_batches, make_module, textbook
 
 from vistok.discriminator import PatchDiscriminator
-from vistok.loss import AdversarialLoss
+from vistok.loss import AdversarialLoss, ReconstructionLoss, Term
 from vistok.training.run import train
 
 
@@ -169,6 +170,35 @@ def test_everything_about_the_game_is_logged(tmp_path):
     assert row["train/loss"] == pytest.approx(0.5 * row["train/l1"] + row["train/l2"] + weighted)
 
 
+class Pull(Term):
+    """Draws the codes to zero."""
+
+    max_adaptive_weight = 1e8
+
+    def forward(self, reconstruction, batch):
+        return reconstruction.quantized.codes.square().mean()
+
+
+def test_an_adaptive_term_weighs_as_much_as_the_other_reconstruction_terms_at_the_projection(tmp_path):
+    history = History()
+    module = make_module(max_adaptive_weight=10.0)
+    module.loss = ReconstructionLoss(l1=0.5, l2=1.0, terms={"pull": Pull(0.1)})
+    copied = copy.deepcopy(module.tokenizer).train()
+    batch = make_batches(1)[0]
+    ours = copied(batch["images"].contiguous(memory_format=torch.channels_last))
+    distance = 0.5 * F.l1_loss(ours.images, batch["images"]) + F.mse_loss(ours.images, batch["images"])
+    pull = ours.quantized.codes.square().mean()
+    layer = copied.to_codes.weight
+    norms = [torch.autograd.grad(value, layer, retain_graph=True)[0].norm().item() for value in (distance, pull)]
+    fit(module, [batch], tmp_path, callbacks=[history])
+    row = history.logged[0]
+    assert row["train/adaptive_weight/pull"] == pytest.approx(norms[0] / (norms[1] + 1e-4), rel=1e-4)
+    weighted = 0.1 * row["train/adaptive_weight/pull"] * row["train/pull"]
+    assert row["train/weighted/pull"] == pytest.approx(weighted)
+    others = 0.5 * row["train/l1"] + row["train/l2"] + row["train/weighted/adversarial"]
+    assert row["train/loss"] == pytest.approx(others + weighted)
+
+
 def half_precision(**scaler):
     return [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", **scaler))]
 
@@ -240,7 +270,7 @@ def test_a_schedule_of_an_unknown_term_lists_the_terms():
 def test_strategies_that_shard_parameters_are_refused_with_what_to_use():
     module = make_module()
     module._trainer = SimpleNamespace(strategy=object.__new__(FSDPStrategy))
-    with pytest.raises(ValueError, match=r"FSDPStrategy shards parameters.*use trainer.strategy=ddp"):
+    with pytest.raises(ValueError, match=r"FSDPStrategy shards parameters.*use trainer.strategy=fsdp of train.py"):
         module.setup("fit")
 
 

@@ -15,15 +15,15 @@ from vistok.training.module import TokenizerModule
 from vistok.training.schedule import constant
 
 
-def make_module(norm="batch", optimizer=None, schedules=None, **arguments):
-    """A module of both players; the arguments are those of `AdversarialLoss`."""
+def make_module(norm="batch", optimizer=None, schedules=None, kind=TokenizerModule, **arguments):
+    """A module of both players, of a `kind` of modules; the arguments are those of `AdversarialLoss`."""
     torch.manual_seed(0)
     tokenizer = vistok.Tokenizer(
         CNNEncoder(base_channels=32, num_blocks=1), FSQ((5, 5)), CNNDecoder(base_channels=32, num_blocks=1)
     )
     discriminator = PatchDiscriminator(base_channels=32, num_layers=2, norm=norm)
     settings = {"start": 0, "discriminator_start": 0, "warmup": 0, "lr": 2e-3, **arguments}
-    return TokenizerModule(
+    return kind(
         tokenizer,
         ReconstructionLoss(l1=0.5, l2=1.0),
         optimizer=optimizer or (lambda module: torch.optim.AdamW(module.parameters(), lr=1e-3)),

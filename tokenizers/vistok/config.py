@@ -23,6 +23,8 @@ class Configurable:
     """Mixin that records the arguments of the constructor, so that ``config_of(module)`` can describe the module."""
 
     _arguments: dict[str, Any]
+    # What was built: FSDP gives a module another class later.
+    _class: type
     # Arguments that `build` passes on as configs: parts of which the class builds several, or whose sizes it sets.
     TEMPLATES: tuple[str, ...] = ()
     # Arguments that say where first values come from, and what a config records in their place: whoever builds from it
@@ -48,6 +50,7 @@ class Configurable:
                 # Defaults are recorded too: a bundle must not change when a default does.
                 bound.apply_defaults()
                 self._arguments = dict(list(bound.arguments.items())[1:])
+                self._class = type(self)
 
         cls.__init__ = recording_init
 
@@ -60,7 +63,7 @@ def config_of(value: Any) -> Any:
     """
     if isinstance(value, Configurable):
         return {
-            "_target_": public_path(type(value)),
+            "_target_": public_path(value._class),
             **{key: config_of(item) for key, item in (value._arguments | dict(value.SOURCES)).items()},
         }
     if isinstance(value, PLAIN):

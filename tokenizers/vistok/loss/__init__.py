@@ -1,6 +1,6 @@
 """Losses between images and reconstructions."""
 
-from vistok.loss.adversarial import AdversarialLoss
+from vistok.loss.adversarial import AdversarialLoss, adaptive_weight
 from vistok.loss.backbone import FrozenBackbone
 from vistok.loss.contrastive import FeatureContrast, TextContrast, info_nce
 from vistok.loss.lpips import LPIPS, LPIPSTrunk
@@ -29,6 +29,7 @@ __all__ = [
     "Term",
     "TextContrast",
     "TransformersText",
+    "adaptive_weight",
     "focal_frequency",
     "gram_distance",
     "info_nce",

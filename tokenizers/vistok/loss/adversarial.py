@@ -206,27 +206,6 @@ class AdversarialLoss(nn.Module):
             (gradient,) = torch.autograd.grad(logits.flatten(1).mean(1).sum(), images, create_graph=True)
         return gradient.float().square().flatten(1).sum(1).mean()
 
-    def adaptive_weight(
-        self, loss: Float[Tensor, ""], adversarial: Float[Tensor, ""], last_layer: Tensor, scale: float = 1.0
-    ) -> Float[Tensor, ""]:
-        """Ratio of the gradients' norms at the last layer of the decoder, at most `max_adaptive_weight`.
-
-        Equation 7 of https://arxiv.org/abs/2012.09841. Both gradients are averaged over ranks first: every rank comes
-        to the same weight, that of one process on the joined batch. In the authors' program each rank has its own.
-
-        Args:
-            loss: Weighted sum of the reconstruction terms.
-            adversarial: The unweighted term of the tokenizer.
-            last_layer: Weight of the layer that produces the images.
-            scale: Multiplies both losses while their gradients are computed, so that float16 can hold these.
-        """
-        norms = []
-        for value in (loss, adversarial):
-            (gradient,) = torch.autograd.grad(value * scale, last_layer, retain_graph=True)
-            gradient = distributed.all_reduce_sum(gradient.float() / (scale * distributed.world_size()))
-            norms.append(torch.linalg.vector_norm(gradient))
-        return (norms[0] / (norms[1] + ADAPTIVE_EPSILON)).clamp(max=self.max_adaptive_weight)
-
     @torch.no_grad()
     def update(self) -> None:
         """Apply what `forward` collected for an accepted optimiser step. Collective: every rank calls it alike."""
@@ -258,3 +237,27 @@ class AdversarialLoss(nn.Module):
         for group in param_groups_weight_decay(self.discriminator, self.weight_decay):
             if group["params"]:
                 optimizer.add_param_group({**group, **settings})
+
+
+def adaptive_weight(
+    loss: Float[Tensor, ""], term: Float[Tensor, ""], layer: Tensor, maximum: float, scale: float = 1.0
+) -> Float[Tensor, ""]:
+    """Ratio of the gradients' norms of a loss and of a term at a layer, at most `maximum`.
+
+    Equation 7 of https://arxiv.org/abs/2012.09841; VA-VAE, https://arxiv.org/abs/2501.01423, has it for a term of the
+    latents. Both gradients are averaged over ranks first: every rank comes to the same weight, that of one process on
+    the joined batch. In the authors' programs each rank has its own.
+
+    Args:
+        loss: Weighted sum of the reconstruction terms.
+        term: Unweighted, what the weight is for.
+        layer: Weight of the layer that both are functions of.
+        maximum: Of the weight.
+        scale: Multiplies both while their gradients are computed, so that float16 can hold these.
+    """
+    norms = []
+    for value in (loss, term):
+        (gradient,) = torch.autograd.grad(value * scale, layer, retain_graph=True)
+        gradient = distributed.all_reduce_sum(gradient.float() / (scale * distributed.world_size()))
+        norms.append(torch.linalg.vector_norm(gradient))
+    return (norms[0] / (norms[1] + ADAPTIVE_EPSILON)).clamp(max=maximum)

@@ -42,6 +42,7 @@ class ReconstructionLoss(nn.Module):
 
     Attributes:
         weights: Positive weights by name.
+        adaptive: Caps of the adaptive weights of the terms that have one, by name.
 
     Raises:
         ValueError: If a weight is negative or all are zero, a setting has no effect, or a name is taken.
@@ -104,6 +105,14 @@ class ReconstructionLoss(nn.Module):
         if gram and self.trunk is None:
             self.trunk = LPIPSTrunk(lpips_net or "vgg", lpips_weights)
         self.terms = nn.ModuleDict(terms)
+        self.adaptive = {
+            name: term.max_adaptive_weight for name, term in terms.items() if term.max_adaptive_weight is not None
+        }
+        if len(self.adaptive) == len(self.weights):
+            raise ValueError(
+                f"the adaptive weight of {min(self.adaptive)} balances it with other losses, and there are none: set "
+                "loss.l1=1, or max_adaptive_weight=null"
+            )
 
     def attach(self, tokenizer: Tokenizer) -> None:
         """Build the heads of terms that depend on the tokenizer; call it once, before the optimiser is made.

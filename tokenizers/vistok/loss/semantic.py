@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from vistok.loss.backbone import FrozenBackbone
 from vistok.loss.perceptual import cosine_distance
 from vistok.loss.term import LatentTerm
-from vistok.tokenizer import Reconstruction
+from vistok.tokenizer import Reconstruction, Tokenizer
 
 
 class _DenseTerm(LatentTerm):
@@ -113,8 +113,7 @@ class LatentAlignment(_DenseTerm):
     """Align latents with a frozen model: cosine at each position, and cosines between positions, both with a margin.
 
     J. Yao et al.: Reconstruction vs. Generation (VA-VAE), https://arxiv.org/abs/2501.01423: marginal cosine
-    similarity loss and marginal distance matrix similarity loss. The paper also scales their sum by the ratio of two
-    gradients; here `weight` is constant.
+    similarity loss and marginal distance matrix similarity loss.
 
     Args:
         model: Teacher, a name in timm such as ``vit_large_patch14_dinov2.lvd142m``.
@@ -124,6 +123,9 @@ class LatentAlignment(_DenseTerm):
         distance_weight: Weight of ``relu(|cos(latent_i, latent_j) - cos(feature_i, feature_j)| - distance_margin)``,
             mean over pairs of positions of one image.
         distance_margin: Difference that is free.
+        max_adaptive_weight: None leaves `weight` fixed. A number multiplies it by the ratio of the norms of two
+            gradients at the projection to codes, that of the other reconstruction terms and that of this term, and
+            caps this ratio; the paper's has no cap in effect.
         source: See `vistok.loss.LatentTerm`.
         channels: See `vistok.loss.LatentTerm`.
         head: See `vistok.loss.LatentTerm`; both parts see the latents behind it.
@@ -145,6 +147,7 @@ class LatentAlignment(_DenseTerm):
         cosine_margin: float = 0.5,
         distance_weight: float = 1.0,
         distance_margin: float = 0.25,
+        max_adaptive_weight: float | None = None,
         source: str = "codes",
         channels: Sequence[int] | None = None,
         head: str = "linear",
@@ -157,9 +160,24 @@ class LatentAlignment(_DenseTerm):
                 "cosine_weight and distance_weight must not be negative and one must be positive, got "
                 f"{cosine_weight} and {distance_weight}"
             )
+        if max_adaptive_weight is not None and (max_adaptive_weight <= 0 or source == "decoded"):
+            raise ValueError(
+                "max_adaptive_weight must be positive and needs source=codes or features, or write null for a fixed "
+                f"weight; got {max_adaptive_weight} and source={source}"
+            )
         super().__init__(model, weight, source, channels, head, level, pretrained, size)
+        self.max_adaptive_weight = max_adaptive_weight
         self.cosine_weight, self.cosine_margin = cosine_weight, cosine_margin
         self.distance_weight, self.distance_margin = distance_weight, distance_margin
+
+    def attach(self, tokenizer: Tokenizer) -> None:
+        """Build the head; refuse an adaptive weight where there is no projection to measure it at."""
+        if self.max_adaptive_weight is not None and isinstance(tokenizer.to_codes, nn.Identity):
+            raise ValueError(
+                "max_adaptive_weight is measured at the projection to codes, which projection=none leaves out: write "
+                "projection=linear, or max_adaptive_weight=null for a fixed weight"
+            )
+        super().attach(tokenizer)
 
     def compare(self, latents: Float[Tensor, "b e *grid"], targets: Float[Tensor, "b e *grid"]) -> Float[Tensor, ""]:
         """Weighted sum of both parts."""

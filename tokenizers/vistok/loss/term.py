@@ -22,9 +22,15 @@ class Term(nn.Module, ABC):
     Args:
         weight: What training multiplies the loss by; positive.
 
+    Attributes:
+        max_adaptive_weight: If not None, training multiplies the weight by a ratio of gradients besides, see
+            `vistok.loss.adaptive_weight`, at most this.
+
     Raises:
         ValueError: If the weight is not positive. Subclasses call this constructor before they look for files.
     """
+
+    max_adaptive_weight: float | None = None
 
     def __init__(self, weight: float) -> None:
         super().__init__()

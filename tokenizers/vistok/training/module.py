@@ -3,7 +3,7 @@
 import json
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -22,11 +22,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from vistok import distributed
 from vistok.config import config_of
-from vistok.loss.adversarial import AdversarialLoss
+from vistok.loss.adversarial import AdversarialLoss, adaptive_weight
 from vistok.loss.reconstruction import ReconstructionLoss
 from vistok.loss.schedule import make_schedule
 from vistok.metric.codebook_usage import CodebookUsage
-from vistok.metric.image import psnr
+from vistok.metric.image import psnr, to_frames
 from vistok.tokenizer import Reconstruction, Tokenizer
 
 log = logging.getLogger(__name__)
@@ -59,8 +59,7 @@ class TokenizerModule(lightning.LightningModule):
         whiten: Start the projection to codes from whitened principal components of the first batch, see
             `Tokenizer.whiten_projection`.
         decorrelation: Weight of the mean squared correlation between channels of the features that enter the quantizer.
-        channels_last: Keep convolution weights and images in channels-last memory format, which is faster on CPU and
-            GPU.
+        channels_last: Keep convolution weights and images in channels-last memory format, that of the kernels of GPUs.
         max_skipped_steps: Stop after this many non-finite steps in a row.
 
     Attributes:
@@ -70,6 +69,9 @@ class TokenizerModule(lightning.LightningModule):
     Raises:
         ValueError: If a schedule has the name of no term, or the discriminator does not fit the tokenizer.
     """
+
+    # Of the strategies that can resume one another's checkpoints.
+    strategy_name = "ddp"
 
     def __init__(
         self,
@@ -131,19 +133,25 @@ class TokenizerModule(lightning.LightningModule):
         self.schedules = {name: make_schedule(config) for name, config in (schedules or {}).items()}
 
     def setup(self, stage: str) -> None:
-        """Refuse a discriminator under strategies that keep a share of the parameters on each rank."""
+        """Refuse a discriminator under strategies that keep a share of its parameters on each rank."""
         strategy = self.trainer.strategy
-        if self.adversarial is not None and isinstance(
-            strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy
-        ):
+        if self.adversarial is not None and isinstance(strategy, FSDPStrategy | DeepSpeedStrategy):
             raise ValueError(
                 f"{type(strategy).__name__} shards parameters, and the discriminator's would get gradients of the "
-                "tokenizer's loss: use trainer.strategy=ddp, or discriminator=none"
+                "tokenizer's loss: use trainer.strategy=fsdp of train.py, trainer.strategy=ddp, or discriminator=none"
             )
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Reconstruction:
         """Reconstruct images in [-1, 1]; only class-specific quantizers take labels."""
-        return self.tokenizer(images.contiguous(memory_format=self.memory_format), labels)
+        return self.tokenizer(self._in_memory_format(images), labels)
+
+    def _in_memory_format(self, images: Tensor) -> Tensor:
+        # Channels last is an order of four axes; a network of videos sees frames, and puts them in order by itself.
+        return images.contiguous(memory_format=self.memory_format if images.ndim == 4 else torch.contiguous_format)
+
+    def whole_tokenizer(self) -> Tokenizer:
+        """The tokenizer with all of its parameters. Every rank calls it."""
+        return self.tokenizer
 
     def weights(self) -> dict[str, float]:
         """Weight of every term in the running optimiser step; those of weight zero are not computed."""
@@ -164,13 +172,22 @@ class TokenizerModule(lightning.LightningModule):
         self.last_indices = reconstruction.quantized.indices
         terms = dict(self.loss(reconstruction, batch, active))
         measured: dict[str, Tensor] = {}
+        rest = [weights[name] * value for name, value in terms.items() if name not in self.loss.adaptive]
+        for name, maximum in self.loss.adaptive.items():
+            if name in terms and rest:
+                layer = next(self.tokenizer.to_codes.parameters())
+                ratio = adaptive_weight(torch.stack(rest).sum(), terms[name], layer, maximum, self._loss_scale())
+                measured[f"adaptive_weight/{name}"] = ratio
+                weights[name] = weights[name] * ratio
         if self.adversarial is not None and "discriminator" in active:
-            game, measured = self.adversarial(reconstruction.images, images, active)
+            game, logged = self.adversarial(reconstruction.images, images, active)
+            measured |= logged
             if "adversarial" in game and self.adversarial.max_adaptive_weight is not None:
-                measured["adaptive_weight"] = self.adversarial.adaptive_weight(
+                measured["adaptive_weight"] = adaptive_weight(
                     torch.stack([weights[name] * value for name, value in terms.items()]).sum(),
                     game["adversarial"],
                     self.tokenizer.decoder.last_layer,
+                    self.adversarial.max_adaptive_weight,
                     self._loss_scale(),
                 )
                 weights["adversarial"] = weights["adversarial"] * measured["adaptive_weight"]
@@ -189,7 +206,7 @@ class TokenizerModule(lightning.LightningModule):
             self.log("loss", total.detach(), prog_bar=True, logger=False, batch_size=len(images))
             self.log("train/loss", total.detach(), batch_size=len(images))
             if self.tokenizer.output == "images":
-                decibels = psnr(reconstruction.images, images).mean()
+                decibels = psnr(to_frames(reconstruction.images), to_frames(images)).mean()
                 self.log("psnr", decibels, prog_bar=True, logger=False, batch_size=len(images))
         for name in DISCRIMINATOR_TERMS:
             if name in weighted:
@@ -224,7 +241,7 @@ class TokenizerModule(lightning.LightningModule):
             return None
         reconstruction = self(images, self.tokenizer.labels_of(batch))
         if self.tokenizer.output == "images":
-            decibels = psnr(reconstruction.images, images).mean()
+            decibels = psnr(to_frames(reconstruction.images), to_frames(images)).mean()
             self.log("val/psnr", decibels, prog_bar=True, sync_dist=True, batch_size=len(images))
         for name, value in self.loss(reconstruction, batch).items():
             self.log(f"val/{name}", value, sync_dist=True, batch_size=len(images))
@@ -257,7 +274,7 @@ class TokenizerModule(lightning.LightningModule):
         for parameter in self._idle:
             parameter.grad = None
         norms = {
-            name: torch.nn.utils.get_total_norm(gradients)
+            name: self._norm(gradients)
             for name, parameters in self._parts().items()
             if (gradients := [parameter.grad for parameter in parameters if parameter.grad is not None])
         }
@@ -355,7 +372,15 @@ class TokenizerModule(lightning.LightningModule):
             excluded = set(theirs)
             ours = [value for group in optimizer.param_groups for value in group["params"] if value not in excluded]
             by_value = gradient_clip_algorithm == GradClipAlgorithmType.VALUE
-            (nn.utils.clip_grad_value_ if by_value else nn.utils.clip_grad_norm_)(ours, gradient_clip_val)
+            (nn.utils.clip_grad_value_ if by_value else self._clip)(ours, gradient_clip_val)
+
+    def _norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Norm of gradients together."""
+        return nn.utils.get_total_norm(gradients)
+
+    def _clip(self, parameters: Sequence[nn.Parameter], limit: float) -> None:
+        """Scale gradients down to a norm of at most `limit`."""
+        nn.utils.clip_grad_norm_(parameters, limit)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -377,12 +402,13 @@ class TokenizerModule(lightning.LightningModule):
         # At a validation those of before it, which training goes on with.
         checkpoint["vistok_random_states"] = self._training_random_states or random_states()
         checkpoint["vistok_skipped_steps"] = self.skipped_steps
+        checkpoint["vistok_strategy"] = self.strategy_name
         # Rows that are still in memory would be missing after a crash, and a resumed run does not log them again.
         for logger in self.trainer.loggers:
             logger.save()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another architecture; keep its random states for the first batch."""
+        """Refuse a checkpoint of another architecture or strategy; keep its random states for the first batch."""
         saved = json.loads(checkpoint.get("vistok_tokenizer", "null"))
         if saved is None:
             raise ValueError("this checkpoint was not written by vistok: ckpt= resumes runs of train.py only")
@@ -399,6 +425,11 @@ class TokenizerModule(lightning.LightningModule):
                 "the checkpoint was trained with another discriminator; resume with the overrides of its run. "
                 "Checkpoint / now: " + "; ".join(differences)
             )
+        if (strategy := checkpoint.get("vistok_strategy", TokenizerModule.strategy_name)) != self.strategy_name:
+            raise ValueError(
+                f"the checkpoint was written under trainer.strategy={strategy}, which orders the optimiser's state in "
+                f"another way than {self.strategy_name}: resume with that strategy"
+            )
         self._restored_random_states = checkpoint["vistok_random_states"]
         self.skipped_steps = checkpoint["vistok_skipped_steps"]
 
@@ -408,7 +439,7 @@ class TokenizerModule(lightning.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Restore the random states only now: whatever ran between loading and here may have drawn numbers."""
         if self.whiten and self.global_step == 0 and batch_idx == 0:
-            self.tokenizer.whiten_projection(batch["images"].contiguous(memory_format=self.memory_format))
+            self.tokenizer.whiten_projection(self._in_memory_format(batch["images"]))
         if self._restored_random_states is not None:
             set_random_states(self._restored_random_states)
             self._restored_random_states = None

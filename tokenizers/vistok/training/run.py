@@ -33,6 +33,7 @@ from vistok.training.callbacks import Throughput, WeightEMA
 from vistok.training.checkpoint import AtomicCheckpointIO
 from vistok.training.loggers import MetricsCSV, SafeLogger
 from vistok.training.module import TokenizerModule
+from vistok.training.sharded import ShardedStrategy, ShardedTokenizerModule
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,8 @@ def train(config: DictConfig, folder: Path, command: str | None = None) -> dict[
     compile_networks(tokenizer, config.trainer.compile)
     trainer = make_trainer(config, folder, checkpoint)
     global_batch = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
-    module = TokenizerModule(
+    sharded = config.trainer.strategy == "fsdp"
+    module = (ShardedTokenizerModule if sharded else TokenizerModule)(
         tokenizer,
         loss=instantiate(config.loss),
         optimizer=instantiate(config.optimizer, _convert_="all"),  # checkpoints hold plain lists only
@@ -98,15 +100,16 @@ def train(config: DictConfig, folder: Path, command: str | None = None) -> dict[
             callback.apply(module)
     if module.skipped_steps:
         log.warning("%d steps were skipped because their gradient was not finite", module.skipped_steps)
+    tokenizer = module.whole_tokenizer()
     if not trainer.is_global_zero:
         return {}
-    return finish(config, folder, module, data, trainer, command, started)
+    return finish(config, folder, tokenizer, data, trainer, command, started)
 
 
 def finish(
     config: DictConfig,
     folder: Path,
-    module: TokenizerModule,
+    tokenizer: vistok.Tokenizer,
     data: DataModule,
     trainer: lightning.Trainer,
     command: str | None,
@@ -114,7 +117,7 @@ def finish(
 ) -> dict[str, Any]:
     """Evaluate the trained tokenizer, write its bundle and report, print the table."""
     # Saved at once, so that nothing that follows can lose it; what is measured is what users will load.
-    bundle = vistok.save(module.tokenizer, folder / "bundle", overwrite=config.ckpt == "auto")
+    bundle = vistok.save(tokenizer, folder / "bundle", overwrite=config.ckpt == "auto")
     tokenizer = vistok.load(bundle, device=trainer.strategy.root_device)
     data.trainer = None  # from here on this process looks at the whole data, not at a rank's share
     training_usage = usage_on_training_crops(tokenizer, data, config.final.usage_tokens_per_code)
@@ -152,8 +155,8 @@ def build_tokenizer(config: DictConfig, data: DataModule) -> vistok.Tokenizer:
     assert isinstance(plain, dict)
     tokenizer = vistok.build({**plain, "preprocessing": data.preprocessing})  # type: ignore[dict-item]
     # Found out now rather than at the first batch or the first validation.
-    tokenizer.grid(tokenizer.default_size)
-    tokenizer.grid((data.eval_size, data.eval_size))
+    for size in (tokenizer.default_size, data.size_of(data.eval_size), *data.train_sizes):
+        tokenizer.grid(size)
     return tokenizer
 
 
@@ -201,6 +204,8 @@ def make_trainer(config: DictConfig, folder: Path, checkpoint: Path | None = Non
     if settings["max_steps"] > 0 and isinstance(interval, int) and interval > batches:
         log.info("trainer.val_check_interval=%d is longer than the training: validating once, at its end", interval)
         settings["val_check_interval"] = batches
+    if settings["strategy"] == "fsdp":
+        settings["strategy"] = ShardedStrategy()
     callbacks: list[Callback] = [instantiate(callback) for callback in config.callbacks.values() if callback]
     loggers = make_loggers(config, checkpoint)
     if not loggers:
@@ -314,11 +319,20 @@ def check_trainer(config: DictConfig) -> None:
     """Raise a ValueError for settings of the trainer that training cannot keep to."""
     settings = config.trainer
     strategy = str(settings.strategy)
-    if not strategy.startswith(("auto", "ddp", "single_device")):
+    if not strategy.startswith(("auto", "ddp", "single_device")) and strategy != "fsdp":
         raise ValueError(
-            f"trainer.strategy={strategy} divides parameters among processes, but weight averaging, codebook updates "
-            "and the gradient's norm need whole ones: use trainer.strategy=ddp, which every tokenizer of a few billion "
-            "parameters fits"
+            f"trainer.strategy={strategy} divides parameters among processes, but codebook updates and the gradient's "
+            "norm need whole ones: use trainer.strategy=fsdp, which divides encoder and decoder only, or ddp"
+        )
+    if strategy == "fsdp" and config.callbacks.get("ema"):
+        raise ValueError(
+            "trainer.strategy=fsdp divides parameters among processes, and their average would be whole on each of "
+            "them: set callbacks.ema=null, or trainer.strategy=ddp"
+        )
+    if strategy == "fsdp" and settings.compile:
+        raise ValueError(
+            "trainer.strategy=fsdp and trainer.compile exclude each other: set trainer.compile=false, or "
+            "trainer.strategy=ddp"
         )
     if str(settings.precision) in ("16-mixed", "16") and config.optimizer.get("fused"):
         raise ValueError(

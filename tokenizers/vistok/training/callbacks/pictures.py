@@ -7,7 +7,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from vistok.evaluation.pictures import reconstruction_grid
+from vistok.evaluation.pictures import reconstruction_grid, video_grid
 from vistok.evaluation.plots import plot_usage
 from vistok.training.loggers import SafeLogger
 
@@ -19,7 +19,7 @@ class Pictures(Callback):
 
     Args:
         folder: Run folder; grids go to ``reconstructions/step_000500.png``, the plot to ``codebook_usage.png``.
-        num_images: Held-out images on a grid, always the same ones.
+        num_images: Held-out images, or clips of videos, on a grid; always the same ones.
     """
 
     def __init__(self, folder: str | Path, num_images: int = 8) -> None:
@@ -67,7 +67,8 @@ class Pictures(Callback):
         loggers = [logger for logger in trainer.loggers if isinstance(logger, SafeLogger)]
         if pairs:
             originals, reconstructions = (torch.stack(images) for images in zip(*pairs, strict=True))
-            grid = reconstruction_grid(originals, reconstructions)
+            draw = video_grid if originals.ndim == 5 else reconstruction_grid
+            grid = draw(originals, reconstructions)
             path = self.folder / "reconstructions" / f"step_{trainer.global_step:06d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             grid.save(path)

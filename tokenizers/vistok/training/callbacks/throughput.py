@@ -6,9 +6,11 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import Callback
 
+from vistok.metric.image import num_frames
+
 
 class Throughput(Callback):
-    """Measures training images per second over all ranks, without the time spent validating.
+    """Measures training images, or frames of videos, per second over all ranks, without the time spent validating.
 
     Args:
         every: Batches per measurement.
@@ -32,7 +34,7 @@ class Throughput(Callback):
         """Count the batch; time runs from the end of one batch to the end of the next, so loading is included."""
         now = time.perf_counter()
         if self._started is not None:
-            images, seconds = len(batch["images"]) * trainer.world_size, now - self._started
+            images, seconds = num_frames(batch["images"]) * trainer.world_size, now - self._started
             self.images += images
             self.seconds += seconds
             self._window = (self._window[0] + images, self._window[1] + seconds)
