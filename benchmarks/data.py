@@ -2,7 +2,8 @@
 
 Every row decodes the same files with as many processes: ``decode`` only decodes their bytes, which are in memory, with
 the fastest decoder at hand, and is the limit; ``torchvision`` is its ImageFolder, transforms and DataLoader;
-``folder`` and ``shards`` are vistok's. Rows are timed in turn, round after round, and the median of each counts.
+``folder`` and ``shards`` are vistok's as a Trainer gets them, whose device makes float32 of uint8; ``, float32``: the
+main process does. Rows are timed in turn, round after round, and the median of each counts.
 
     python benchmarks/data.py --json benchmarks/results/data.json
 """
@@ -137,13 +138,13 @@ def measure(folder: Path, pictures: int, shape: tuple[int, int], arguments: argp
         epoch = torch.utils.data.ConcatDataset([dataset] * epochs)
         return iter(DataLoader(epoch, batch_size, shuffle=True, num_workers=workers, drop_last=True))
 
-    def folder_loader(**more: object) -> Iterator[dict]:
+    def folder_loader(raw: bool = True, **more: object) -> Iterator[dict]:
         data = ImageFolderData(str(source), str(repeated), str(source / "class0"), **options, **more)
-        return iter(data.train_dataloader())
+        return iter(data.make_train_loader(None, 0, 1, raw=raw))
 
-    def shard_loader() -> Iterator[dict]:
+    def shard_loader(raw: bool = True) -> Iterator[dict]:
         data = WebDatasetData(str(shards), str(shards / "none"), pictures * epochs, **options)
-        return iter(data.train_dataloader())
+        return iter(data.make_train_loader(None, 0, 1, raw=raw))
 
     (shards / "none").mkdir()
     (shards / "none" / "0.tar").touch()
@@ -156,6 +157,8 @@ def measure(folder: Path, pictures: int, shape: tuple[int, int], arguments: argp
         "torchvision": lambda: loading_rate(torchvision_loader()),
         "folder": lambda: loading_rate(folder_loader()),
         "shards": lambda: loading_rate(shard_loader()),
+        "folder, float32": lambda: loading_rate(folder_loader(raw=False)),
+        "shards, float32": lambda: loading_rate(shard_loader(raw=False)),
     }
     if min(shape) >= 4 * size:
         rows["folder, reduced decoding"] = lambda: loading_rate(folder_loader(reduced_decode=True))

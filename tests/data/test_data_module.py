@@ -118,6 +118,15 @@ def test_workers_do_not_change_the_pictures(folder):
         assert torch.equal(one["images"], other["images"])
 
 
+def test_a_trainer_gets_bytes_and_makes_the_same_images_of_them(config):
+    given, alone = instantiate(config), instantiate(config)
+    given.trainer = trainer(0, 1)
+    for split in ("train", "eval"):
+        batch, expected = (next(iter(getattr(data, f"{split}_dataloader")())) for data in (given, alone))
+        assert batch["images"].dtype == torch.uint8
+        assert torch.equal(given.on_after_batch_transfer(batch, 0)["images"], expected["images"])
+
+
 def test_ranks_have_disjoint_parts(config):
     parts = {"train": [], "eval": []}
     for rank in range(2):
@@ -156,7 +165,7 @@ def test_preprocessing_is_plain_and_complete():
         ({"batch_size": 0}, r"data\.batch_size"),
         ({"num_workers": -1}, r"data\.num_workers"),
         ({"channels": 2}, r"data\.channels must be 3 .* got 2"),
-        ({"resize_filter": "nearest"}, "bicubic, bilinear, lanczos, box; got 'nearest'"),
+        ({"resize_filter": "nearest"}, "bicubic, bilinear, lanczos, box, opencv_bilinear; got 'nearest'"),
         ({"samples_per_epoch": 0}, r"data\.samples_per_epoch"),
     ],
 )

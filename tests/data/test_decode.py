@@ -79,7 +79,7 @@ def test_transparent_palette_entry_shows_the_background():
     data = encode(image, transparency=0)
     assert pixels(decode_image(data)) == [[[255, 255, 255], [200, 100, 50]]]
     assert pixels(decode_image(data, background=(1, 2, 3))) == [[[1, 2, 3], [200, 100, 50]]]
-    assert pixels(decode_image(data, channels=4)) == [[[10, 20, 30, 0], [200, 100, 50, 255]]]
+    assert pixels(decode_image(data, channels=4)) == [[[0, 0, 0, 0], [200, 100, 50, 255]]]
 
 
 def test_half_transparent_pixel_is_mixed_with_the_background():
@@ -223,3 +223,10 @@ def test_reduced_decoding_leaves_other_formats_alone():
 def test_background_that_is_no_colour_is_refused(background):
     with pytest.raises(ValueError, match="three integers from 0 to 255"):
         check_background(background)
+
+
+def test_colour_of_invisible_pixels_is_black_in_four_channels(tmp_path):
+    picture = Image.new("RGBA", (2, 1), (200, 100, 50, 0))
+    picture.putpixel((1, 0), (200, 100, 50, 1))
+    picture.save(tmp_path / "a.png")
+    assert decode_image(tmp_path / "a.png", channels=4)[:, 0].T.tolist() == [[0, 0, 0, 0], [200, 100, 50, 1]]

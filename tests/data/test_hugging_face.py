@@ -6,7 +6,7 @@ import io
 import pytest
 from PIL import Image
 
-from vistok.data import HuggingFaceData
+from vistok.data import HuggingFaceData, HuggingFaceStreamData
 from vistok.data.convert import Recipe, convert
 from vistok.data.hugging_face import HuggingFaceSet
 from vistok.data.sources import open_source
@@ -59,6 +59,66 @@ def test_set_is_converted_byte_by_byte(folder, tmp_path, streaming):
     manifest = convert(source, tmp_path / "out", Recipe(), num_workers=0)
     assert (manifest.num_samples, manifest.classes) == (8, ["even", "odd"])
     assert png(3) in (tmp_path / "out" / "00000.tar").read_bytes()
+
+
+@pytest.fixture
+def files(tmp_path) -> str:
+    """Four parquet files of six training pictures each and one of six test pictures."""
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    for name, numbers in {**{f"train-{n}": range(6 * n, 6 * n + 6) for n in range(4)}, "test-0": range(6)}.items():
+        rows = [{"image": {"bytes": png(n), "path": None}, "label": n} for n in numbers]
+        (tmp_path / "files").mkdir(exist_ok=True)
+        datasets.Dataset.from_list(rows, features=features).to_parquet(str(tmp_path / "files" / f"{name}.parquet"))
+    return str(tmp_path / "files")
+
+
+def stream(name: str, **options) -> HuggingFaceStreamData:
+    given = {"val_split": "test", "image_size": 8, "batch_size": 2, "num_workers": 0, "label_key": "label"}
+    return HuggingFaceStreamData(name, **given | {"samples_per_epoch": 24, "val_samples": 5} | options)
+
+
+def labels(loader) -> list[int]:
+    return [label for batch in loader for label in batch["labels"].tolist()]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stream_gives_every_picture_once_in_another_order_each_epoch(files, workers):
+    loader = stream(files, num_workers=workers).train_dataloader()
+    epochs = [labels(loader) for _ in range(2)]
+    assert sorted(epochs[0]) == list(range(24))
+    assert epochs[0] != sorted(epochs[0])
+    assert epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stream_resumes_with_the_next_batch(files, workers):
+    whole, resumed = (stream(files, num_workers=workers).train_dataloader() for _ in range(2))
+    resumed.load_state_dict({"epoch": 0, "batch": 5})
+    assert labels(resumed) == labels(whole)[10:]
+
+
+def test_stream_is_divided_among_ranks(files):
+    parts = [labels(stream(files).make_train_loader(None, rank, 2)) for rank in range(2)]
+    assert sorted(parts[0] + parts[1]) == list(range(24))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stream_evaluates_the_first_pictures_once(files, workers):
+    data = stream(files, num_workers=workers)
+    assert sorted(labels(data.eval_dataloader())) == list(range(5))
+    assert data.protocol["num_images"] == 5
+
+
+def test_stream_without_a_length_asks_for_it(files):
+    with pytest.raises(ValueError, match=r"data\.samples_per_epoch is not set"):
+        stream(files, samples_per_epoch=None).train_dataloader()
+
+
+def test_stream_that_knows_its_length_needs_none(folder):
+    data = stream(folder, samples_per_epoch=None, val_samples=None, text_key="caption")
+    assert (data.count("train"), data.count("eval")) == (8, 4)
+    assert {text for batch in data.train_dataloader() for text in batch["texts"]} == {f"gray {n}" for n in range(8)}
 
 
 def test_missing_column_lists_those_that_are_there(folder):

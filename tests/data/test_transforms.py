@@ -10,7 +10,7 @@ from PIL import Image
 
 from vistok.data.decode import BadImageError
 from vistok.data.transforms import (
-    FILTERS,
+    PIL_FILTERS,
     EvalTransform,
     TrainTransform,
     center_crop,
@@ -35,11 +35,37 @@ def coordinates(height: int, width: int) -> torch.Tensor:
     return torch.stack([rows, columns, torch.zeros_like(rows)]).byte()
 
 
-@pytest.mark.parametrize("name", FILTERS)
+@pytest.mark.parametrize("name", PIL_FILTERS)
 def test_resize_equals_pillow(name):
     image = picture(40, 30)
     expected = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((13, 17), getattr(Image.Resampling, name.upper()))
     assert np.array_equal(resize(image, 17, 13, name).permute(1, 2, 0).numpy(), np.asarray(expected))
+
+
+def test_opencv_bilinear_equals_opencv():
+    rows, columns = torch.meshgrid(torch.arange(6), torch.arange(7), indexing="ij")
+    image = ((37 * rows**2 + 91 * columns + 13 * rows * columns) % 256).byte()[None]
+    # cv2.resize(image, (4, 4)) and cv2.resize(image, (3, 8)) of OpenCV 5.0.
+    smaller = [[45, 178, 118, 99], [91, 162, 137, 128], [128, 105, 114, 131], [123, 182, 58, 109]]
+    taller = [[61, 17, 144], [89, 64, 104], [87, 149, 115], [69, 239, 174]]
+    taller += [[150, 215, 173], [171, 237, 111], [143, 200, 97], [90, 113, 135]]
+    for expected in (smaller, taller):
+        result = resize(image, len(expected), len(expected[0]), "opencv_bilinear")
+        assert (result.dtype, result[0].tolist()) == (torch.uint8, expected)
+
+
+def test_opencv_bilinear_leaves_pixels_out_where_it_reduces():
+    stripes = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    stripes[:, :, 1::8] = 255
+    assert resize(stripes, 8, 8, "opencv_bilinear").max() == 0
+
+
+def test_evaluation_can_resize_to_more_than_it_cuts():
+    image = picture(80, 60)
+    expected = center_crop(resize_short_side(image, 36, "lanczos"), 32)
+    assert torch.equal(EvalTransform(32, "lanczos", scale=1.125)(image), expected)
+    with pytest.raises(ValueError, match=r"eval_scale must be at least 1, got 0\.875"):
+        EvalTransform(32, scale=0.875)
 
 
 def test_resize_is_antialiased():
@@ -49,7 +75,7 @@ def test_resize_is_antialiased():
 
 
 def test_unknown_filter_lists_the_allowed_ones():
-    with pytest.raises(ValueError, match="bicubic, bilinear, lanczos, box; got 'BICUBIC'"):
+    with pytest.raises(ValueError, match="bicubic, bilinear, lanczos, box, opencv_bilinear; got 'BICUBIC'"):
         EvalTransform(8, "BICUBIC")
 
 
@@ -133,6 +159,13 @@ def test_every_byte_survives_the_model_range():
     values = to_model_range(images)
     assert (values[0], values[-1], values.dtype) == (-1, 1, torch.float32)
     assert torch.equal(to_uint8(values), images)
+
+
+def test_images_are_contiguous_and_correctly_rounded_in_the_model_range():
+    images = picture(4, 5)[None].contiguous(memory_format=torch.channels_last)
+    values = to_model_range(images)
+    assert values.is_contiguous()
+    assert np.array_equal(values.numpy(), images.numpy().astype(np.float32) / np.float32(127.5) - np.float32(1))
 
 
 def test_values_outside_the_model_range_are_clamped_and_others_rounded():

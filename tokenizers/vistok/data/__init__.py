@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vistok.data.bad_samples import BadSample, BadSampleLimit, BadSampleLog, TooManyBadSamplesError
+    from vistok.data.buckets import BucketBatchSampler, BucketDataset, CoverTransform
     from vistok.data.decode import BadImageError, decode_image
-    from vistok.data.hugging_face import HuggingFaceSet, HuggingFaceStream
+    from vistok.data.hugging_face import HuggingFaceSet, HuggingFaceShards, HuggingFaceStream
     from vistok.data.image_folder import ImageFolder
     from vistok.data.loader import DeadWorkerError, TrainLoader
     from vistok.data.mixture import MixtureData
     from vistok.data.module import (
+        BucketFolderData,
         DataModule,
         HuggingFaceData,
+        HuggingFaceStreamData,
         ImageFolderData,
         PhotosData,
         TorchvisionData,
@@ -27,21 +30,35 @@ if TYPE_CHECKING:
     from vistok.data.sampler import EpochBatchSampler
     from vistok.data.torchvision_set import TorchvisionSet
     from vistok.data.transforms import EvalTransform, TrainTransform, to_model_range, to_uint8
+    from vistok.data.video import Clip, VideoDataset, VideoFolder, VideoShards
+    from vistok.data.video_module import VideoFolderData, VideoShardData
     from vistok.data.webdataset import BadShardError, ShardDataset
 
 _MODULES = {
     "bad_samples": ("BadSample", "BadSampleLimit", "BadSampleLog", "TooManyBadSamplesError"),
+    "buckets": ("BucketBatchSampler", "BucketDataset", "CoverTransform"),
     "decode": ("BadImageError", "decode_image"),
-    "hugging_face": ("HuggingFaceSet", "HuggingFaceStream"),
+    "hugging_face": ("HuggingFaceSet", "HuggingFaceShards", "HuggingFaceStream"),
     "image_folder": ("ImageFolder",),
     "loader": ("DeadWorkerError", "TrainLoader"),
     "mixture": ("MixtureData",),
-    "module": ("DataModule", "HuggingFaceData", "ImageFolderData", "PhotosData", "TorchvisionData", "WebDatasetData"),
+    "module": (
+        "BucketFolderData",
+        "DataModule",
+        "HuggingFaceData",
+        "HuggingFaceStreamData",
+        "ImageFolderData",
+        "PhotosData",
+        "TorchvisionData",
+        "WebDatasetData",
+    ),
     "photos": ("Photos",),
     "pictures": ("Picture", "PictureDataset", "PictureSource", "PictureStream"),
     "sampler": ("EpochBatchSampler",),
     "torchvision_set": ("TorchvisionSet",),
     "transforms": ("EvalTransform", "TrainTransform", "to_model_range", "to_uint8"),
+    "video": ("Clip", "VideoDataset", "VideoFolder", "VideoShards"),
+    "video_module": ("VideoFolderData", "VideoShardData"),
     "webdataset": ("BadShardError", "ShardDataset"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
@@ -52,13 +69,20 @@ __all__ = [
     "BadSampleLimit",
     "BadSampleLog",
     "BadShardError",
+    "BucketBatchSampler",
+    "BucketDataset",
+    "BucketFolderData",
+    "Clip",
+    "CoverTransform",
     "DataModule",
     "DeadWorkerError",
     "EpochBatchSampler",
     "EvalTransform",
     "HuggingFaceData",
     "HuggingFaceSet",
+    "HuggingFaceShards",
     "HuggingFaceStream",
+    "HuggingFaceStreamData",
     "ImageFolder",
     "ImageFolderData",
     "MixtureData",
@@ -74,6 +98,11 @@ __all__ = [
     "TorchvisionSet",
     "TrainLoader",
     "TrainTransform",
+    "VideoDataset",
+    "VideoFolder",
+    "VideoFolderData",
+    "VideoShardData",
+    "VideoShards",
     "WebDatasetData",
     "decode_image",
     "to_model_range",

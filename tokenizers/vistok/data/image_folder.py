@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -26,10 +26,28 @@ def find_images(root: Path, exclude: Path | None = None) -> list[str]:
     Raises:
         FileNotFoundError: If `root` is no folder, or holds no file with one of `EXTENSIONS`.
     """
+    found, others = [], []
+    for folder, names in walk(root, exclude):
+        for name in names:
+            path = folder / name
+            if path.suffix.lower() in EXTENSIONS:
+                found.append(path.relative_to(root).as_posix())
+            else:
+                others.append(name)
+    if not found:
+        raise no_files_below(root, "pictures", EXTENSIONS, others)
+    return sorted(found)
+
+
+def walk(root: Path, exclude: Path | None = None, content: str = "pictures") -> Iterator[tuple[Path, list[str]]]:
+    """Folders below `root` with the names of the files in them, see `find_images`.
+
+    Raises:
+        FileNotFoundError: If `root` is no folder; `content` says of what it should be one.
+    """
     if not root.is_dir():
         kind = "is a file" if root.exists() else "does not exist"
-        raise FileNotFoundError(f"{root.absolute()} {kind}: set data.root to a folder of pictures")
-    found, others = [], Counter()
+        raise FileNotFoundError(f"{root.absolute()} {kind}: set data.root to a folder of {content}")
     seen = {exclude.resolve()} if exclude is not None else set()
     for folder, subfolders, files in os.walk(root, followlinks=True):
         real = Path(folder).resolve()
@@ -38,21 +56,17 @@ def find_images(root: Path, exclude: Path | None = None) -> list[str]:
             continue
         seen.add(real)
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in files:
-            path = Path(folder, name)
-            if name.startswith("."):
-                continue
-            if path.suffix.lower() in EXTENSIONS:
-                found.append(path.relative_to(root).as_posix())
-            else:
-                others[path.suffix.lower() or "no extension"] += 1
-    if not found:
-        listed = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
-        raise FileNotFoundError(
-            f"no pictures below {root.absolute()}: looked for {' '.join(EXTENSIONS)}, "
-            f"saw {others.total()} other files" + (f" ({listed})" if others else "")
-        )
-    return sorted(found)
+        yield Path(folder), [name for name in files if not name.startswith(".")]
+
+
+def no_files_below(root: Path, content: str, extensions: Sequence[str], others: Sequence[str]) -> FileNotFoundError:
+    """The error that a folder holds nothing but other files."""
+    counts = Counter(Path(name).suffix.lower() or "no extension" for name in others)
+    listed = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(5))
+    return FileNotFoundError(
+        f"no {content} below {root.absolute()}: looked for {' '.join(extensions)}, "
+        f"saw {len(others)} other files" + (f" ({listed})" if others else "")
+    )
 
 
 def read_file_list(root: Path, file_list: Path) -> list[str]:

@@ -11,8 +11,7 @@ from lightning import Trainer
 from torch.utils.data import DataLoader, Dataset
 
 from vistok.data.bad_samples import BadSampleLimit
-from vistok.data.collate import Batch
-from vistok.data.transforms import to_model_range
+from vistok.data.collate import Batch, in_model_range
 
 logger = logging.getLogger(__name__)
 
@@ -32,20 +31,20 @@ def leave_signals_to_the_main_process(worker: int) -> None:
 
 
 class WatchedLoader(DataLoader):
-    """A `DataLoader` whose batches have images in [-1, 1], made from the uint8 that loading processes hand over.
-
-    It stops with a `DeadWorkerError` if one of these died, and at a share of bad samples.
+    """A `DataLoader` that stops with a `DeadWorkerError` if a loading process died, and at a share of bad samples.
 
     Args:
         dataset: As of `DataLoader`.
         max_bad_share: Largest share of bad samples in a pass; judged once 200 samples were seen. None: any.
+        raw: Whether to leave images uint8, as loading processes hand them over; else they are brought to [-1, 1].
         **options: Further arguments of `DataLoader`.
     """
 
-    def __init__(self, dataset: Dataset, max_bad_share: float | None = None, **options: Any) -> None:
+    def __init__(self, dataset: Dataset, max_bad_share: float | None = None, raw: bool = False, **options: Any) -> None:
         # Iterators draw a base seed for their workers: from a generator of their own, not from the global one.
         super().__init__(dataset, generator=torch.Generator().manual_seed(0), **options)
         self._max_bad_share = max_bad_share
+        self._raw = raw
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return self._watched(self._batches())
@@ -61,20 +60,13 @@ class WatchedLoader(DataLoader):
             signal.signal(signal.SIGCHLD, signal.SIG_DFL if _is_of_torch(before) else before)
         return batches
 
-    def _in_model_range(self, batch: Batch) -> Batch:
-        images = batch.get("images")
-        if images is None or images.dtype != torch.uint8:
-            return batch
-        images = to_model_range(images)
-        return batch | {"images": images.pin_memory() if self.pin_memory else images}
-
     def _watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         limit = None if self._max_bad_share is None else BadSampleLimit(self._max_bad_share)
         try:
             for batch in batches:
                 if limit is not None:
                     limit.add(len(batch["keys"]), batch["bad"])
-                yield self._in_model_range(batch)
+                yield batch if self._raw else in_model_range(batch)
         except (RuntimeError, OSError, EOFError) as error:
             if self.num_workers == 0 or not _is_of_a_dead_worker(error):
                 raise

@@ -154,6 +154,8 @@ class MixtureData(DataModule):
             own = {key: value for key, value in part.items() if key != "weight"}
             config = shared | own | {"batch_size": self.counts[name]}
             self.parts[name] = instantiate(config, _convert_="all")
+            if self.parts[name].train_sizes != self.train_sizes:
+                raise ValueError(f"data.parts.{name} has other sizes than data.image_size, which do not fit one batch")
 
     def prepare_data(self) -> None:
         """Let every part download what it needs."""
@@ -165,16 +167,16 @@ class MixtureData(DataModule):
         place = self._rank_and_world_size()
         return self._mixed(*place) if split == "train" else self._chained(*place)
 
-    def make_train_loader(self, trainer: Trainer | None, rank: int, world_size: int) -> TrainLoader:
+    def make_train_loader(self, trainer: Trainer | None, rank: int, world_size: int, raw: bool = False) -> TrainLoader:
         """Training batches; the parts have loading processes of their own."""
-        return TrainLoader(self._mixed(rank, world_size), trainer, batch_size=None)
+        return TrainLoader(self._mixed(rank, world_size), trainer, batch_size=None, raw=raw)
 
-    def make_eval_loader(self, rank: int, world_size: int) -> WatchedLoader:
+    def make_eval_loader(self, rank: int, world_size: int, raw: bool = False) -> WatchedLoader:
         """Evaluation batches, one part after the other."""
-        return WatchedLoader(self._chained(rank, world_size), batch_size=None)
+        return WatchedLoader(self._chained(rank, world_size), batch_size=None, raw=raw)
 
     def _mixed(self, rank: int, world_size: int) -> MixedBatches:
-        loaders = {name: part.make_train_loader(None, rank, world_size) for name, part in self.parts.items()}
+        loaders = {name: part.make_train_loader(None, rank, world_size, raw=True) for name, part in self.parts.items()}
         num_samples = self.samples_per_epoch
         if num_samples is None:
             num_samples = world_size * sum(len(loaders[name]) * count for name, count in self.counts.items())
@@ -183,7 +185,13 @@ class MixtureData(DataModule):
         return MixedBatches(loaders, num_batches, self.batch_size, world_size, self.seed)
 
     def _chained(self, rank: int, world_size: int) -> OneAfterTheOther:
-        return OneAfterTheOther({name: part.make_eval_loader(rank, world_size) for name, part in self.parts.items()})
+        return OneAfterTheOther(
+            {name: part.make_eval_loader(rank, world_size, raw=True) for name, part in self.parts.items()}
+        )
+
+    def size_of(self, side: int) -> tuple[int, ...]:
+        """As of the first part."""
+        return next(iter(self.parts.values())).size_of(side)
 
     @property
     def preprocessing(self) -> dict[str, Any]:

@@ -9,11 +9,20 @@ from typing import Any, Literal
 
 import torch
 from lightning import LightningDataModule, Trainer
+from torch.utils.data import Dataset, Sampler
 
 from vistok.data.bad_samples import BadSampleLimit
-from vistok.data.collate import collate
+from vistok.data.buckets import (
+    BucketBatchSampler,
+    BucketDataset,
+    CoverTransform,
+    assign,
+    bucket_sizes,
+    picture_shape,
+)
+from vistok.data.collate import Batch, collate, in_model_range
 from vistok.data.decode import check_background
-from vistok.data.hugging_face import HuggingFaceSet
+from vistok.data.hugging_face import HuggingFaceSet, HuggingFaceShards, HuggingFaceStream
 from vistok.data.image_folder import (
     ImageFolder,
     find_classes,
@@ -28,14 +37,15 @@ from vistok.data.pictures import PictureDataset, PictureSource
 from vistok.data.sampler import EpochBatchSampler
 from vistok.data.torchvision_set import TorchvisionSet, splits_of
 from vistok.data.transforms import EvalTransform, TrainTransform, check_filter
-from vistok.data.webdataset import ShardDataset, count_all, expand_shards, is_remote
+from vistok.data.webdataset import Shard, ShardDataset, count_all, expand_shards, is_remote
 
 
 class DataModule(LightningDataModule, ABC):
     """What all kinds of data have in common; the arguments are the keys of ``configs/data/*.yaml``.
 
     A batch is a dict: ``images`` float32 ``(b c s s)`` in [-1, 1], ``keys``, ``labels`` int64 ``(b,)`` where all are
-    known, and ``bad``, the `BadSample`s met while it was loaded. The loaders work without a Trainer too. A training
+    known, and ``bad``, the `BadSample`s met while it was loaded. The loaders work without a Trainer too; with one,
+    their images are uint8, and `on_after_batch_transfer` makes the batch above of them. A training
     epoch has full batches only; evaluation has every picture once (a batch whose pictures are all bad has b = 0).
 
     Args:
@@ -46,7 +56,8 @@ class DataModule(LightningDataModule, ABC):
         num_workers: Loading processes; 0 loads in the main process.
         channels: 3 (RGB), 1 (gray) or 4 (RGBA).
         seed: Seed of the order and of all augmentation.
-        resize_filter: ``"bicubic"``, ``"bilinear"``, ``"lanczos"`` or ``"box"``, PIL's, antialiased.
+        resize_filter: ``"bicubic"``, ``"bilinear"``, ``"lanczos"`` or ``"box"``, PIL's, antialiased; or
+            ``"opencv_bilinear"``, OpenCV's, which is not.
         flip: Whether to mirror half of the training pictures.
         worker_timeout: Seconds after which a loading process that gives no batch counts as dead; 0: never.
         worker_restarts: How many times training starts its loading processes again after one died.
@@ -102,6 +113,15 @@ class DataModule(LightningDataModule, ABC):
         """Data set of evaluation samples."""
         return self.make_dataset("eval")
 
+    def size_of(self, side: int) -> tuple[int, ...]:
+        """Size ``(H, W)``, of videos ``(T, H, W)``, of samples that are `side` pixels wide."""
+        return side, side
+
+    @property
+    def train_sizes(self) -> list[tuple[int, ...]]:
+        """Every size that a training batch may have."""
+        return [self.size_of(self.image_size)]
+
     @property
     @abstractmethod
     def protocol(self) -> dict[str, Any]:
@@ -111,7 +131,7 @@ class DataModule(LightningDataModule, ABC):
     def preprocessing(self) -> dict[str, Any]:
         """How a new picture is brought into the form of training; stored with the tokenizer."""
         return {
-            "size": [self.image_size, self.image_size],
+            "size": list(self.size_of(self.image_size)),
             "channels": self.channels,
             "resize": {"filter": self.resize_filter, "mode": "short_side"},
             "crop": "center",
@@ -120,39 +140,48 @@ class DataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> TrainLoader:
         """Endless epochs of full batches; resumes exactly from a Trainer's checkpoint."""
-        return self.make_train_loader(self.trainer, *self._rank_and_world_size())
+        return self.make_train_loader(self.trainer, *self._rank_and_world_size(), raw=self.trainer is not None)
 
     def eval_dataloader(self) -> WatchedLoader:
         """Every evaluation picture once; under DDP this rank's share."""
-        return self.make_eval_loader(*self._rank_and_world_size())
+        return self.make_eval_loader(*self._rank_and_world_size(), raw=self.trainer is not None)
 
     def val_dataloader(self) -> WatchedLoader:
         """The same as `eval_dataloader`, under the name that Lightning calls."""
         return self.eval_dataloader()
 
-    def make_train_loader(self, trainer: Trainer | None, rank: int, world_size: int) -> TrainLoader:
-        """Training batches of one of several processes; without a Trainer, every pass is the next epoch."""
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Bring images to [-1, 1] on the device that trains, which gets a quarter of the bytes and has the time."""
+        return in_model_range(batch)
+
+    def make_train_loader(self, trainer: Trainer | None, rank: int, world_size: int, raw: bool = False) -> TrainLoader:
+        """Training batches of one of several processes, on request uint8; without a Trainer, passes are epochs."""
         sampler = EpochBatchSampler(len(self.train_dataset), self.batch_size, self.seed, True, rank, world_size)
         check_epoch(len(sampler), len(self.train_dataset), self.batch_size, world_size)
+        return self._train_loader(self.train_dataset, sampler, trainer, raw)
+
+    def _train_loader(self, dataset: Dataset, sampler: Sampler, trainer: Trainer | None, raw: bool) -> TrainLoader:
         return TrainLoader(
-            self.train_dataset,
+            dataset,
             trainer,
             batch_sampler=sampler,
             persistent_workers=self.num_workers > 0,
             restarts=self.worker_restarts,
+            raw=raw,
             **self._options(self.image_size),
         )
 
-    def make_eval_loader(self, rank: int, world_size: int) -> WatchedLoader:
-        """Evaluation batches of one of several processes, in a fixed order."""
+    def make_eval_loader(self, rank: int, world_size: int, raw: bool = False) -> WatchedLoader:
+        """Evaluation batches of one of several processes, on request uint8, in a fixed order."""
         sampler = EpochBatchSampler(
             len(self.eval_dataset), self.eval_batch_size, 0, False, rank, world_size, drop_last=False
         )
-        return WatchedLoader(self.eval_dataset, batch_sampler=sampler, **self._options(self.eval_size))
+        return WatchedLoader(self.eval_dataset, batch_sampler=sampler, raw=raw, **self._options(self.eval_size))
 
     def _options(self, size: int) -> dict[str, Any]:
         """Arguments of the loaders of single samples, `size` pixels wide."""
-        return self._worker_options() | {"collate_fn": partial(collate, channels=self.channels, size=size, raw=True)}
+        form = {"channels": self.channels, "size": self.size_of(size)}
+        return self._worker_options() | {"collate_fn": partial(collate, **form, raw=True)}
 
     def _worker_options(self) -> dict[str, Any]:
         return {
@@ -230,6 +259,7 @@ class PictureData(DataModule):
         short_sides: None: `image_size`. ``[low, high]``: short side in pixels that a training picture is resized to
             before the crop, drawn for each (multi-scale).
         resize_mode: ``"short_side"``, or ``"adm"``: halved by a box filter, then bicubic, and the centre rounded down.
+        eval_scale: Short side that evaluation resizes to before it cuts the centre, in units of `eval_size`.
         reduced_decode: Decode large JPEG files for training at a half, quarter or eighth of their size, at least twice
             what the crop needs.
         background: RGB in [0, 255] behind transparent pixels, unless `channels` is 4.
@@ -238,11 +268,14 @@ class PictureData(DataModule):
         **options: Arguments of `DataModule`.
     """
 
+    picture_dataset: type[PictureDataset] = PictureDataset
+
     def __init__(
         self,
         crop_scale: Sequence[float] | None = None,
         short_sides: Sequence[int] | None = None,
         resize_mode: str = "short_side",
+        eval_scale: float = 1.0,
         reduced_decode: bool = False,
         background: Sequence[int] = (255, 255, 255),
         max_bad: int = 64,
@@ -254,7 +287,7 @@ class PictureData(DataModule):
         self.train_transform = TrainTransform(
             self.image_size, self.resize_filter, crop_scale, self.flip, short_sides, resize_mode
         )
-        self.eval_transform = EvalTransform(self.eval_size, self.resize_filter, resize_mode)
+        self.eval_transform = EvalTransform(self.eval_size, self.resize_filter, resize_mode, eval_scale)
         self.reduced_decode = reduced_decode
         self.background = check_background(background)
         self.max_bad = at_least(1, "max_bad", max_bad)
@@ -262,7 +295,7 @@ class PictureData(DataModule):
 
     def _dataset(self, source: PictureSource, split: Literal["train", "eval"]) -> PictureDataset:
         transform = self.train_transform if split == "train" else self.eval_transform
-        return PictureDataset(source, transform, split == "train", **self._decoding(split))
+        return self.picture_dataset(source, transform, split == "train", **self._decoding(split))
 
     def _decoding(self, split: Literal["train", "eval"]) -> dict[str, Any]:
         """How data sets of a split decode, beside their transform."""
@@ -285,9 +318,12 @@ class PictureData(DataModule):
         return super().preprocessing | {"resize": {"filter": self.resize_filter, "mode": self.resize_mode}}
 
     def _protocol(self, dataset: str, split: str, num_images: int) -> dict[str, Any]:
+        scale = self.eval_transform.scale
+        side = "short side" if scale == 1 else f"short side to {scale:g} times the size"
+        library = "" if self.resize_filter == "opencv_bilinear" else " (PIL)"
         ways = {
-            "short_side": f"short side, {self.resize_filter} (PIL)",
-            "adm": "ADM: short side, halved by box, then bicubic (PIL)",
+            "short_side": f"{side}, {self.resize_filter}{library}",
+            "adm": f"ADM: {side}, halved by box, then bicubic (PIL)",
         }
         return {
             "dataset": dataset,
@@ -295,7 +331,7 @@ class PictureData(DataModule):
             "num_images": num_images,
             "resize": ways[self.resize_mode],
             "crop": "center",
-            "size": [self.eval_size, self.eval_size],
+            "size": list(self.size_of(self.eval_size)),
         }
 
 
@@ -336,16 +372,25 @@ class ImageFolderData(PictureData):
         """Training paths, validation paths (each below its own root), and classes."""
         if self.root is None:
             assert self.val_root is not None  # one of them is, the constructor saw to it
-            val = find_images(self.val_root)
+            val = self._find(self.val_root)
             return [], val, find_classes(val)
         if self.file_list is not None:
             paths = read_file_list(self.root, self.file_list)
         else:
-            paths = find_images(self.root, exclude=self.val_root)
+            paths = self._find(self.root, exclude=self.val_root)
         classes = find_classes(paths)
         if self.val_root is not None:
-            return paths, find_images(self.val_root), classes
-        return *split_by_hash(paths, self.val_share, partial(is_readable, self.root)), classes
+            return paths, self._find(self.val_root), classes
+        return *split_by_hash(paths, self.val_share, partial(self._is_readable, self.root)), classes
+
+    def _find(self, root: Path, exclude: Path | None = None) -> list[str]:
+        return find_images(root, exclude)
+
+    def _is_readable(self, root: Path, path: str) -> bool:
+        return is_readable(root, path)
+
+    def _source(self, split: Literal["train", "eval"], *contents: Any) -> ImageFolder:
+        return ImageFolder(*contents)
 
     def make_dataset(self, split: Literal["train", "eval"]) -> PictureDataset:
         """Training or validation pictures."""
@@ -357,13 +402,69 @@ class ImageFolderData(PictureData):
         else:
             root, paths = self.val_root or self.root, val
             assert root is not None
-        return self._dataset(ImageFolder(root, paths, classes), split)
+        return self._dataset(self._source(split, root, paths, classes), split)
 
     @property
     def protocol(self) -> dict[str, Any]:
         """What evaluation looks at."""
         split = "whole folder" if self.val_root else f"share of {self.val_share:g} by hash of the path"
         return self._protocol(str(self.val_root or self.root), split, len(self.eval_dataset))
+
+
+class BucketFolderData(ImageFolderData):
+    """A folder of pictures that keep their aspect ratio: every training batch has one of several sizes.
+
+    A picture is resized, up or down, to cover the size with the nearest ratio, and cropped at random. Sizes with too
+    few pictures for a batch are given up; within the others the rest of an epoch that fills no batch is left out.
+    Evaluation has squares of `eval_size`, as everywhere.
+
+    Args:
+        buckets: Sizes ``[[H, W], ...]`` in pixels; None: those of ``image_size ** 2`` pixels or a little
+            less.
+        bucket_step: Pixels that the sides are multiples of; the tokenizer must take them.
+        max_ratio: Largest ratio of the longer side to the shorter one.
+        **options: Arguments of `ImageFolderData`; its ways to crop are left alone.
+
+    Raises:
+        ValueError: If a size is impossible, or a setting has no effect.
+    """
+
+    def __init__(
+        self,
+        buckets: Sequence[Sequence[int]] | None = None,
+        bucket_step: int = 32,
+        max_ratio: float = 2.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        for name, unset in (("crop_scale", None), ("short_sides", None), ("resize_mode", "short_side")):
+            if options.get(name, unset) != unset:
+                raise ValueError(f"data.{name}={options[name]} has no effect on buckets, which a picture just covers")
+        self.sizes = [(int(height), int(width)) for height, width in buckets or ()]
+        if any(min(size) < 1 for size in self.sizes):
+            raise ValueError(f"data.buckets must be sizes in pixels such as [[256,256],[192,320]], got {buckets}")
+        self.sizes = self.sizes or bucket_sizes(self.image_size**2, bucket_step, max_ratio)
+
+    @property
+    def train_sizes(self) -> list[tuple[int, ...]]:
+        """Every size that a training batch may have."""
+        return [*self.sizes]
+
+    def make_train_loader(self, trainer: Trainer | None, rank: int, world_size: int, raw: bool = False) -> TrainLoader:
+        """Training batches, each of one size, the same on every process."""
+        source = self.train_dataset.source
+        shapes = [picture_shape(source[index].image) for index in range(len(source))]
+        buckets = assign(shapes, self.sizes, self.batch_size * world_size)
+        decoding = self._decoding("train")
+        if self.reduced_decode:
+            decoding["reduced_size"] = 2 * max(side for size in self.sizes for side in size)
+        datasets = [
+            self.picture_dataset(source, CoverTransform(size, self.resize_filter, self.flip), True, **decoding)
+            for size, _ in buckets
+        ]
+        numbers = [numbers for _, numbers in buckets]
+        sampler = BucketBatchSampler(numbers, self.batch_size, self.seed, rank, world_size)
+        return self._train_loader(BucketDataset(datasets), sampler, trainer, raw)
 
 
 class TorchvisionData(PictureData):
@@ -438,10 +539,7 @@ class HuggingFaceData(PictureData):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if split == val_split:
-            raise ValueError(
-                f"training and evaluation would both see the split {split!r}: set data.val_split to another"
-            )
+        check_splits(split, val_split)
         self.set_name = name
         self.splits = {"train": split, "eval": val_split}
         self.columns: dict[str, Any] = {
@@ -461,7 +559,84 @@ class HuggingFaceData(PictureData):
         return self._protocol(f"Hugging Face {self.set_name}", self.splits["eval"], len(self.eval_dataset))
 
 
-class WebDatasetData(PictureData):
+class StreamedData(PictureData):
+    """Pictures that are read in sequence, from shards.
+
+    Args:
+        samples_per_epoch: Training pictures per epoch; None: as many as there are, where that is known.
+        shuffle_buffer: Undecoded pictures that each worker shuffles among.
+        on_bad_shard: ``"skip"`` or ``"stop"`` at a shard that is damaged or vanishes.
+        **options: Arguments of `PictureData`.
+    """
+
+    shard_dataset: type[ShardDataset] = ShardDataset
+
+    def __init__(
+        self,
+        samples_per_epoch: int | None = None,
+        shuffle_buffer: int = 1000,
+        on_bad_shard: str = "skip",
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        if samples_per_epoch is not None:
+            at_least(1, "samples_per_epoch", samples_per_epoch)
+        self.samples_per_epoch = samples_per_epoch
+        self.shuffle_buffer = at_least(1, "shuffle_buffer", shuffle_buffer)
+        self.on_bad_shard = on_bad_shard
+
+    @abstractmethod
+    def shards_of(self, split: Literal["train", "eval"]) -> Sequence[Shard]:
+        """Shards of a split."""
+
+    @abstractmethod
+    def count(self, split: Literal["train", "eval"]) -> int:
+        """Pictures of a split, over all ranks; of training, those of an epoch."""
+
+    def make_dataset(self, split: Literal["train", "eval"]) -> ShardDataset:
+        """Training or validation batches of this rank."""
+        return self._batches(split, *self._rank_and_world_size(), raw=False)
+
+    def _batches(self, split: Literal["train", "eval"], rank: int, world_size: int, raw: bool = True) -> ShardDataset:
+        options = self._decoding(split)
+        options |= {"raw": raw, "rank": rank, "world_size": world_size, "on_bad_shard": self.on_bad_shard}
+        if split == "eval":
+            return self.shard_dataset(
+                self.shards_of(split),
+                self.eval_transform,
+                self.size_of(self.eval_size),
+                self.eval_batch_size,
+                train=False,
+                num_samples=self.count(split),
+                **options,
+            )
+        return self.shard_dataset(
+            self.shards_of(split),
+            self.train_transform,
+            self.size_of(self.image_size),
+            self.batch_size,
+            num_samples=self.count(split),
+            shuffle_buffer=self.shuffle_buffer,
+            **options,
+        )
+
+    def make_train_loader(self, trainer: Trainer | None, rank: int, world_size: int, raw: bool = False) -> TrainLoader:
+        """Training batches; they resume exactly with the same number of workers and processes."""
+        # Lightning warns that the length of an iterable data set may be wrong with workers; this one counts them.
+        warnings.filterwarnings("ignore", "Your `IterableDataset` has `__len__` defined")
+        # Made anew, since the rank is known only when a Trainer is attached.
+        dataset = self._batches("train", rank, world_size)
+        check_epoch(len(dataset), dataset.num_samples, self.batch_size, dataset.world_size)
+        options = self._worker_options() | {"raw": raw}
+        return TrainLoader(dataset, trainer, self.worker_restarts, batch_size=None, **options)
+
+    def make_eval_loader(self, rank: int, world_size: int, raw: bool = False) -> WatchedLoader:
+        """Evaluation batches; their order depends on the number of workers."""
+        batches = self._batches("eval", rank, world_size)
+        return WatchedLoader(batches, batch_size=None, raw=raw, **self._worker_options())
+
+
+class WebDatasetData(StreamedData):
     """Tar shards of pictures (any format that `ImageFolderData` reads; label ``cls``, caption ``txt``).
 
     Args:
@@ -469,9 +644,7 @@ class WebDatasetData(PictureData):
             ``/data/train-{00000..00007}.tar``; evaluation does without.
         val_shards: Validation shards in the same form.
         samples_per_epoch: Training pictures per epoch; None: from the manifest, or counted in the tar headers once.
-        shuffle_buffer: Undecoded pictures that each worker shuffles among.
-        on_bad_shard: ``"skip"`` or ``"stop"`` at a shard that is damaged or vanishes.
-        **options: Arguments of `PictureData`.
+        **options: Arguments of `StreamedData`.
     """
 
     def __init__(
@@ -479,24 +652,17 @@ class WebDatasetData(PictureData):
         shards: str | None,
         val_shards: str,
         samples_per_epoch: int | None = None,
-        shuffle_buffer: int = 1000,
-        on_bad_shard: str = "skip",
         **options: Any,
     ) -> None:
-        super().__init__(**options)
+        super().__init__(samples_per_epoch, **options)
         self.shards = expand_shards(shards) if shards is not None else []
         self.val_shards = expand_shards(val_shards)
         self.val_pattern = val_shards
-        if samples_per_epoch is not None:
-            at_least(1, "samples_per_epoch", samples_per_epoch)
-        elif shards is not None and is_remote(shards):
+        if samples_per_epoch is None and shards is not None and is_remote(shards):
             raise ValueError(
                 "data.samples_per_epoch is not set, and shards behind URLs and pipes are not counted: set it to the "
                 "number of training pictures"
             )
-        self.samples_per_epoch = samples_per_epoch
-        self.shuffle_buffer = at_least(1, "shuffle_buffer", shuffle_buffer)
-        self.on_bad_shard = on_bad_shard
         if shared := set(self.shards) & set(self.val_shards):
             first = min(map(str, shared))
             raise ValueError(f"data.shards and data.val_shards share {len(shared)} files such as {first}")
@@ -509,57 +675,109 @@ class WebDatasetData(PictureData):
                 "data.shards is not set: set it to a folder or a pattern, with both quotes: "
                 "\"data.shards='/data/train-{00000..00007}.tar'\""
             )
-        return self.samples_per_epoch or count_all(self.shards)
+        return self.samples_per_epoch or count_all(self.shards, self.shard_dataset.extensions)
 
     @cached_property
     def num_eval_samples(self) -> int:
         """Validation samples over all ranks."""
-        return count_all(self.val_shards)
+        return count_all(self.val_shards, self.shard_dataset.extensions)
 
-    def make_dataset(self, split: Literal["train", "eval"]) -> ShardDataset:
-        """Training or validation batches of this rank."""
-        return self._batches(split, *self._rank_and_world_size(), raw=False)
+    def shards_of(self, split: Literal["train", "eval"]) -> Sequence[Shard]:
+        """Shards of a split."""
+        return self.shards if split == "train" else self.val_shards
 
-    def _batches(self, split: Literal["train", "eval"], rank: int, world_size: int, raw: bool = True) -> ShardDataset:
-        options = self._decoding(split)
-        options |= {"raw": raw, "rank": rank, "world_size": world_size, "on_bad_shard": self.on_bad_shard}
-        if split == "eval":
-            return ShardDataset(
-                self.val_shards,
-                self.eval_transform,
-                self.eval_size,
-                self.eval_batch_size,
-                train=False,
-                num_samples=self.num_eval_samples,
-                **options,
-            )
-        return ShardDataset(
-            self.shards,
-            self.train_transform,
-            self.image_size,
-            self.batch_size,
-            num_samples=self.num_samples,
-            shuffle_buffer=self.shuffle_buffer,
-            **options,
-        )
-
-    def make_train_loader(self, trainer: Trainer | None, rank: int, world_size: int) -> TrainLoader:
-        """Training batches; they resume exactly with the same number of workers and processes."""
-        # Lightning warns that the length of an iterable data set may be wrong with workers; this one counts them.
-        warnings.filterwarnings("ignore", "Your `IterableDataset` has `__len__` defined")
-        # Made anew, since the rank is known only when a Trainer is attached.
-        dataset = self._batches("train", rank, world_size)
-        check_epoch(len(dataset), self.num_samples, self.batch_size, dataset.world_size)
-        return TrainLoader(dataset, trainer, self.worker_restarts, batch_size=None, **self._worker_options())
-
-    def make_eval_loader(self, rank: int, world_size: int) -> WatchedLoader:
-        """Evaluation batches; their order depends on the number of workers."""
-        return WatchedLoader(self._batches("eval", rank, world_size), batch_size=None, **self._worker_options())
+    def count(self, split: Literal["train", "eval"]) -> int:
+        """Pictures of a split, over all ranks; of training, those of an epoch."""
+        return self.num_samples if split == "train" else self.num_eval_samples
 
     @property
     def protocol(self) -> dict[str, Any]:
         """What evaluation looks at."""
         return self._protocol(self.val_pattern, "val_shards", self.num_eval_samples)
+
+
+class HuggingFaceStreamData(StreamedData):
+    """A data set of the Hugging Face hub, or a folder of one, read as it is downloaded: nothing is stored.
+
+    Args:
+        name: ``owner/name`` on the hub, or a folder.
+        config_name: Which of several configurations of the set; None: its default.
+        split: Split to train on.
+        val_split: Split to evaluate on; a stream has no slices.
+        image_key: Column of pictures.
+        label_key: Column of integer labels; None: no labels.
+        text_key: Column of captions; None: no captions.
+        samples_per_epoch: Training pictures per epoch; None: the number that the set says it has.
+        val_samples: Evaluation pictures, the first of `val_split`; None: all, if the set says how many.
+        **options: Arguments of `StreamedData`.
+
+    Raises:
+        ValueError: If both splits are the same.
+    """
+
+    shard_dataset = HuggingFaceShards
+
+    def __init__(
+        self,
+        name: str,
+        config_name: str | None = None,
+        split: str = "train",
+        val_split: str = "validation",
+        image_key: str = "image",
+        label_key: str | None = None,
+        text_key: str | None = None,
+        samples_per_epoch: int | None = None,
+        val_samples: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(samples_per_epoch, **options)
+        check_splits(split, val_split)
+        if val_samples is not None:
+            at_least(1, "val_samples", val_samples)
+        self.set_name = name
+        self.val_split = val_split
+        columns = {"config_name": config_name, "image_key": image_key, "label_key": label_key, "text_key": text_key}
+        self._streams: dict[str, HuggingFaceStream] = {}
+        # Opened when it is needed, since evaluation needs no training pictures.
+        self._open = {
+            "train": partial(HuggingFaceStream, name, split, **columns),
+            "eval": partial(HuggingFaceStream, name, val_split, **columns, limit=val_samples),
+        }
+
+    def stream(self, split: Literal["train", "eval"]) -> HuggingFaceStream:
+        """Undecoded pictures of a split."""
+        if split not in self._streams:
+            self._streams[split] = self._open[split]()
+        return self._streams[split]
+
+    def _decoding(self, split: Literal["train", "eval"]) -> dict[str, Any]:
+        return super()._decoding(split) | {"stream": self.stream(split)}
+
+    def shards_of(self, split: Literal["train", "eval"]) -> Sequence[Shard]:
+        """Files of a split, by number."""
+        return self.stream(split).shards
+
+    def count(self, split: Literal["train", "eval"]) -> int:
+        """Pictures of a split, over all ranks; of training, those of an epoch."""
+        if count := (split == "train" and self.samples_per_epoch) or self.stream(split).num_rows:
+            return count
+        setting = "samples_per_epoch" if split == "train" else "val_samples"
+        raise ValueError(f"data.{setting} is not set, and {self.set_name} does not say how many pictures it has")
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What evaluation looks at."""
+        return self._protocol(f"Hugging Face {self.set_name}", self.val_split, self.count("eval"))
+
+
+def check_splits(split: str, val_split: str) -> None:
+    """Check that training and evaluation see different splits.
+
+    Raises:
+        ValueError: If they see the same one.
+    """
+    if split == val_split:
+        raise ValueError(f"training and evaluation would both see the split {split!r}: set data.val_split to another")
 
 
 def at_least(smallest: int, name: str, value: int) -> int:

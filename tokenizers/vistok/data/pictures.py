@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vistok.data.bad_samples import BadSample
-from vistok.data.collate import Sample
+from vistok.data.collate import LazySamples, Sample
 from vistok.data.decode import BadImageError, decode_image
 from vistok.data.transforms import sample_generator
 
@@ -118,15 +118,23 @@ class PictureDataset(Dataset):
         epoch, index = item
         return self._first_readable(epoch, index) if self.train else self._read(epoch, index)
 
+    def __getitems__(self, items: Sequence[tuple[int, int]]) -> LazySamples:
+        """A batch of samples, under the name that a `DataLoader` asks for."""
+        return LazySamples(self.__getitem__, items)
+
     def _read(self, epoch: int, index: int) -> Sample | BadSample:
         key = str(index)
         try:
-            key, image, label, text = self.source[index]
-            image = decode_image(image, self.channels, self.background, self.reduced_size)
-            image = self.transform(image, sample_generator(self.seed, epoch, key))
+            picture = self.source[index]
+            key = picture.key
+            image = self._load(picture, index, sample_generator(self.seed, epoch, key))
         except BadImageError as error:
             return BadSample(key, error.kind, error.reason)
-        return {"image": image, "key": key, "label": label, "text": text}
+        return {"image": image, "key": key, "label": picture.label, "text": picture.text}
+
+    def _load(self, picture: Picture, index: int, generator: torch.Generator) -> Tensor:
+        image = decode_image(picture.image, self.channels, self.background, self.reduced_size)
+        return self.transform(image, generator)
 
     def _first_readable(self, epoch: int, index: int) -> Sample:
         bad = []

@@ -1,7 +1,8 @@
 """Resizing, cropping and flipping uint8 pictures, and the value range of the model.
 
 Pictures are uint8 ``(c h w)`` until they are batched. Resizing is PIL's: its filters are antialiased, and RGBA is
-filtered with premultiplied alpha, so that the colour of invisible pixels does not bleed in. All random draws come from
+filtered with premultiplied alpha, so that the colour of invisible pixels does not bleed in. OpenCV's filter is there
+for protocols that have it. All random draws come from
 a `torch.Generator`; `sample_generator` makes it from the seed, the epoch and the sample, so a sample looks the same in
 whichever process, and after however many restarts, it is loaded.
 """
@@ -12,20 +13,22 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from vistok.data.decode import BadImageError
 
-FILTERS = {
+PIL_FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
     "lanczos": Image.Resampling.LANCZOS,
     "box": Image.Resampling.BOX,
 }
+FILTERS = (*PIL_FILTERS, "opencv_bilinear")
 RESIZE_MODES = ("short_side", "adm")
 MAX_RESIZED_PIXELS = 2**27
 
@@ -68,11 +71,43 @@ def check_resize(resize_mode: str, resize_filter: str) -> None:
 def resize(
     image: UInt8[Tensor, "c h w"], height: int, width: int, resize_filter: str = "bicubic"
 ) -> UInt8[Tensor, "c h2 w2"]:
-    """Resize by PIL's antialiased filter of that name; a picture that has the size already is returned as it is."""
-    resample = FILTERS[check_filter(resize_filter)]
+    """Resize by the filter of that name; a picture that has the size already is returned as it is."""
+    check_filter(resize_filter)
     if image.shape[1:] == (height, width):
         return image
-    return F.pil_to_tensor(F.to_pil_image(image).resize((width, height), resample))
+    if resize_filter == "opencv_bilinear":
+        return resize_as_opencv(image, height, width)
+    return F.pil_to_tensor(F.to_pil_image(image).resize((width, height), PIL_FILTERS[resize_filter]))
+
+
+def resize_as_opencv(image: UInt8[Tensor, "c h w"], height: int, width: int) -> UInt8[Tensor, "c h2 w2"]:
+    """Resize as ``cv2.resize`` does by default: bilinear without antialiasing, in its fixed-point arithmetic.
+
+    albumentations' ``SmallestMaxSize`` does the same, and with it taming-transformers and what was derived from that.
+    """
+    rows = _two_neighbours(image.shape[1], height, weigh_border=True)
+    columns = _two_neighbours(image.shape[2], width, weigh_border=False)
+    left, right = (image[:, :, position].int() * weight for position, weight in columns)
+    wide = (left + right) >> 4
+    # OpenCV's integers: 11 bits of each weight, of which four are dropped between the passes and the rest at the end.
+    upper, lower = ((wide[:, position] * weight[:, None]) >> 16 for position, weight in rows)
+    return ((upper + lower + 2) >> 2).clamp(0, 255).to(torch.uint8)
+
+
+def _two_neighbours(before: int, after: int, weigh_border: bool) -> list[tuple[Int[Tensor, " n"], Int[Tensor, " n"]]]:
+    """Position and weight, in units of 2**-11, of the two pixels that each pixel of a resized side lies between.
+
+    Beyond the border both are the last pixel; OpenCV rounds their weights one by one for rows, and not for columns.
+    """
+    place = ((np.arange(after) + 0.5) * (before / after) - 0.5).astype(np.float32)
+    first = np.floor(place).astype(np.int64)
+    inside = (first >= 0) & (first < before - 1)
+    share = np.where(inside | weigh_border, place - first, 0).astype(np.float32)
+    pairs = (first, 1 - share), (first + 1, share)
+    return [
+        (torch.from_numpy(position.clip(0, before - 1)), torch.from_numpy(np.rint(weight * 2048).astype(np.int32)))
+        for position, weight in pairs
+    ]
 
 
 def resize_short_side(
@@ -118,10 +153,14 @@ def center_crop(image: UInt8[Tensor, "c h w"], size: int, resize_mode: str = "sh
     return image[:, top : top + size, left : left + size]
 
 
-def random_crop(image: UInt8[Tensor, "c h w"], size: int, generator: torch.Generator) -> UInt8[Tensor, "c s s"]:
-    """Cut `size` x `size` pixels, which the picture must have, at a uniformly drawn place."""
-    top, left = (int(torch.randint(side - size + 1, (), generator=generator)) for side in image.shape[1:])
-    return image[:, top : top + size, left : left + size]
+def random_crop(
+    image: UInt8[Tensor, "c h w"], size: int | tuple[int, int], generator: torch.Generator
+) -> UInt8[Tensor, "c h2 w2"]:
+    """Cut `size` x `size` pixels, or height x width, which the picture must have, at a uniformly drawn place."""
+    height, width = (size, size) if isinstance(size, int) else size
+    top = int(torch.randint(image.shape[1] - height + 1, (), generator=generator))
+    left = int(torch.randint(image.shape[2] - width + 1, (), generator=generator))
+    return image[:, top : top + height, left : left + width]
 
 
 def random_resized_crop(
@@ -150,13 +189,15 @@ def random_resized_crop(
 
 def random_flip(image: UInt8[Tensor, "c h w"], generator: torch.Generator) -> UInt8[Tensor, "c h w"]:
     """Mirror left and right in half of the cases."""
-    return F.horizontal_flip(image) if torch.rand((), generator=generator) < 0.5 else image
+    return image.flip(-1) if torch.rand((), generator=generator) < 0.5 else image
 
 
 def to_model_range(images: UInt8[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Map 0..255 to float32 in [-1, 1]: ``x / 127.5 - 1``."""
-    # In place, since a batch is large enough for its fresh memory to be what costs time.
-    return images.float().div_(127.5).sub_(1)
+    """Map 0..255 to float32 in [-1, 1], contiguous: ``x / 127.5 - 1``, with the same bits on every device."""
+    # In place, since a batch is large enough for its fresh memory to be what costs time. By a tensor, since a GPU
+    # multiplies by the reciprocal of a number, which rounds otherwise.
+    scale = torch.full((), 127.5, device=images.device)
+    return images.to(torch.float32, memory_format=torch.contiguous_format).div_(scale).sub_(1)
 
 
 def to_uint8(images: Float[Tensor, "..."]) -> UInt8[Tensor, "..."]:
@@ -231,21 +272,25 @@ class EvalTransform:
         size: Side of the result in pixels.
         resize_filter: One of `FILTERS`.
         resize_mode: One of `RESIZE_MODES`.
+        scale: Short side before the crop in units of `size`, rounded to pixels; VAR's is 1.125.
 
     Raises:
-        ValueError: If filter or mode is unknown, or the mode does not use the filter.
+        ValueError: If filter or mode is unknown, the mode does not use the filter, or the scale is below 1.
     """
 
     size: int
     resize_filter: str = "bicubic"
     resize_mode: str = "short_side"
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         check_resize(self.resize_mode, self.resize_filter)
+        if self.scale < 1:
+            raise ValueError(f"eval_scale must be at least 1, got {self.scale}: no crop is larger than its picture")
 
     def __call__(
         self, image: UInt8[Tensor, "c h w"], generator: torch.Generator | None = None
     ) -> UInt8[Tensor, "c s s"]:
         """Transform one picture; nothing is random."""
-        image = resize_by_mode(image, self.size, self.resize_mode, self.resize_filter)
+        image = resize_by_mode(image, round(self.scale * self.size), self.resize_mode, self.resize_filter)
         return center_crop(image, self.size, self.resize_mode)

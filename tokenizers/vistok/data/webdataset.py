@@ -3,7 +3,7 @@
 import itertools
 import random
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from webdataset import filters, shardlists, tariterators
 from webdataset.gopen import gopen
 
 from vistok.data.bad_samples import BadSample
-from vistok.data.collate import Batch, Sample, collate
+from vistok.data.collate import Batch, LazySamples, Sample, collate
 from vistok.data.decode import BadImageError, decode_image
 from vistok.data.image_folder import EXTENSIONS
 from vistok.data.manifest import FILE_NAME, read_manifest
@@ -83,14 +83,14 @@ def _shards_in(folder: Path) -> list[Path]:
     return paths
 
 
-def count_samples(shard: Shard) -> int:
+def count_samples(shard: Shard, extensions: Collection[str] = IMAGE_KEYS) -> int:
     """Number of samples in a shard, from the tar headers alone; of a damaged shard, those before the damage."""
     keys = set()
     try:
         with open_shard(shard) as stream, tarfile.open(fileobj=stream, mode=_tar_mode(shard)) as archive:
             for member in archive:
                 key, extension = tariterators.base_plus_ext(member.name)
-                if member.isreg() and extension is not None and extension.lower() in IMAGE_KEYS:
+                if member.isreg() and extension is not None and extension.lower() in extensions:
                     keys.add(key)
     except (tarfile.TarError, OSError, EOFError):
         pass  # reported as a bad shard when it is read
@@ -102,7 +102,7 @@ def _tar_mode(shard: Shard) -> Literal["r:*", "r|*"]:
     return "r:*" if isinstance(shard, Path) else "r|*"
 
 
-def count_all(shards: Sequence[Shard]) -> int:
+def count_all(shards: Sequence[Shard], extensions: Collection[str] = IMAGE_KEYS) -> int:
     """Number of samples in all shards, from the manifests beside them where a shard has the size noted there."""
     known: dict[Path, tuple[int, int]] = {}
     for folder in {shard.parent for shard in shards if isinstance(shard, Path)}:
@@ -112,7 +112,7 @@ def count_all(shards: Sequence[Shard]) -> int:
     for shard in shards:
         num_bytes, num_samples = known.get(shard, (None, 0)) if isinstance(shard, Path) else (None, 0)
         same = isinstance(shard, Path) and shard.stat().st_size == num_bytes
-        total += num_samples if same else count_samples(shard)
+        total += num_samples if same else count_samples(shard, extensions)
     return total
 
 
@@ -167,7 +167,7 @@ class ShardDataset(IterableDataset):
     Args:
         shards: Tar files: paths, or URLs and pipes as strings.
         transform: From a uint8 picture ``(c h w)`` and a generator to ``(c s s)``.
-        size: The side s in pixels.
+        size: The side s in pixels, or all sizes of a sample, see `collate`.
         batch_size: Samples per batch and process.
         train: Whether to shuffle, replace and repeat.
         num_samples: Samples per epoch over all ranks. None counts them in the tar headers.
@@ -187,11 +187,13 @@ class ShardDataset(IterableDataset):
         ValueError: If there are no samples.
     """
 
+    extensions: tuple[str, ...] = IMAGE_KEYS
+
     def __init__(
         self,
         shards: Sequence[Shard],
         transform: Callable[[Tensor, torch.Generator], Tensor],
-        size: int,
+        size: int | Sequence[int],
         batch_size: int,
         train: bool = True,
         num_samples: int | None = None,
@@ -212,7 +214,7 @@ class ShardDataset(IterableDataset):
         self.transform = transform
         self.batch_size = batch_size
         self.train = train
-        self.num_samples = count_all(self.shards) if num_samples is None else num_samples
+        self.num_samples = count_all(self.shards, self.extensions) if num_samples is None else num_samples
         self.shuffle_buffer = shuffle_buffer
         self.channels = channels
         self.seed = seed
@@ -228,7 +230,7 @@ class ShardDataset(IterableDataset):
         if self.num_samples < 1:
             raise ValueError(
                 f"no pictures in {len(self.shards)} shards such as {self.shards[0]}: a sample needs a file that ends "
-                f"in one of {', '.join(IMAGE_KEYS)}"
+                f"in one of {', '.join(self.extensions)}"
             )
 
     def set_epoch(self, epoch: int) -> None:
@@ -261,21 +263,22 @@ class ShardDataset(IterableDataset):
         stream = self._stream(epoch, self.rank * workers + number, self.world_size * workers, bad.append)
         skipped = first // workers * self.batch_size
         ahead = list(itertools.islice(stream, skipped, skipped + self.batch_size))
+
+        def read(position: int) -> Sample:
+            """The sample at a position of the batch, or the next that can be read."""
+            for offset in range(self.max_bad):
+                while len(ahead) <= position + offset:
+                    ahead.append(next(stream))
+                sample = self._decode(epoch, ahead[position + offset])
+                if not isinstance(sample, BadSample):
+                    return sample
+                bad.append(sample)
+            raise ValueError(f"{self.max_bad} samples in a row are unreadable, such as {bad[-3:]}")
+
         for _ in range(first, len(self), workers):
-            samples = []
-            for position in range(self.batch_size):
-                for offset in range(self.max_bad):
-                    while len(ahead) <= position + offset:
-                        ahead.append(next(stream))
-                    sample = self._decode(epoch, ahead[position + offset])
-                    if not isinstance(sample, BadSample):
-                        break
-                    bad.append(sample)
-                else:
-                    raise ValueError(f"{self.max_bad} samples in a row are unreadable, such as {bad[-3:]}")
-                samples.append(sample)
+            batch = self._collate(LazySamples(read, range(self.batch_size)))
             del ahead[: self.batch_size]
-            yield self._collate(samples) | {"bad": bad.copy()}
+            yield batch | {"bad": bad.copy()}
             bad.clear()
 
     def _stream(
@@ -307,14 +310,17 @@ class ShardDataset(IterableDataset):
             report = _stop
         if len(shards) >= consumers:
             shards, consumer, consumers = shards[consumer::consumers], 0, 1
-        samples = itertools.chain.from_iterable(read_shard(shard, report) for shard in shards)
+        samples = itertools.chain.from_iterable(self._samples_of(shard, report) for shard in shards)
         return itertools.islice(samples, consumer, None, consumers)
+
+    def _samples_of(self, shard: Shard, report: Callable[[BadSample], None]) -> Iterator[RawSample]:
+        return read_shard(shard, report)
 
     def _evaluate(self, consumer: int, consumers: int) -> Iterator[Batch]:
         bad: list[BadSample] = []
         samples = self._read(self.shards, consumer, consumers, bad.append)
         while raw := list(itertools.islice(samples, self.batch_size)):
-            batch = self._collate([self._decode(0, sample) for sample in raw])
+            batch = self._collate(LazySamples(partial(self._decode, 0), raw))
             batch["bad"] += bad
             bad.clear()
             yield batch
@@ -323,21 +329,24 @@ class ShardDataset(IterableDataset):
 
     def _decode(self, epoch: int, raw: RawSample) -> Sample | BadSample:
         key = raw["__key__"]
-        data = next((raw[name] for name in IMAGE_KEYS if name in raw), None)
+        data = next((raw[name] for name in self.extensions if name in raw), None)
         if data is None:
             there = ", ".join(name for name in raw if not name.startswith("__"))
-            return BadSample(key, "no image", f"no {', '.join(IMAGE_KEYS[:4])} ... among {there}")
+            return BadSample(key, "no image", f"no {', '.join(self.extensions[:4])} ... among {there}")
         try:
             label = int(raw["cls"]) if "cls" in raw else None
         except ValueError:
             return BadSample(key, "bad label", f"cls holds {raw['cls'][:20]!r} instead of an integer")
         try:
-            image = decode_image(data, self.channels, self.background, self.reduced_size)
-            image = self.transform(image, sample_generator(self.seed, epoch, f"{key}/{raw.get('__pass__', 0)}"))
+            image = self._load(data, sample_generator(self.seed, epoch, f"{key}/{raw.get('__pass__', 0)}"))
         except BadImageError as error:
             return BadSample(key, error.kind, error.reason)
         text = raw["txt"].decode("utf-8", "replace") if "txt" in raw else None
         return {"image": image, "key": key, "label": label, "text": text}
+
+    def _load(self, data: bytes, generator: torch.Generator) -> Tensor:
+        image = decode_image(data, self.channels, self.background, self.reduced_size)
+        return self.transform(image, generator)
 
 
 def _stop(shard: BadSample) -> None:

@@ -165,7 +165,7 @@ class CodebookUsage(Metric):
         if self.bit_order is not None:
             ones = torch.cat([self._ones(position) for position in positions])
             values["ones_per_bit"] = ones
-            values["entropy_bits_per_bit"] = _entropy_bits(torch.stack([ones, 1 - ones], -1))
+            values["entropy_bits_per_bit"] = entropy_bits(torch.stack([ones, 1 - ones], -1))
             values["dead_bits"] = ((ones == 0) | (ones == 1)).sum().double()
         return values
 
@@ -195,7 +195,7 @@ class CodebookUsage(Metric):
         sizes = torch.tensor(self.codebook_sizes, dtype=torch.float64)
         tokens = torch.stack([tally.counts.sum() for tally in tallies]).double()
         used = torch.tensor([len(tally.codes) for tally in tallies], dtype=torch.float64)
-        entropy = torch.stack([_entropy_bits(tally.counts) for tally in tallies])
+        entropy = torch.stack([entropy_bits(tally.counts) for tally in tallies])
         expected = -torch.expm1(torch.special.xlog1py(tokens, -1 / sizes))
         values = {
             "utilisation": (used / sizes, used.sum() / sizes.sum()),
@@ -247,7 +247,7 @@ class CodebookUsage(Metric):
             getattr(self, f"indices_{position}_{scale}").append(indices)
 
 
-def _entropy_bits(weights: Tensor) -> Float[Tensor, " *n"]:
+def entropy_bits(weights: Tensor) -> Float[Tensor, " *n"]:
     """Entropy of the last axis in bits; 0 where all weights are 0."""
     smallest = torch.finfo(torch.float64).tiny
     weights = weights.double()

@@ -6,6 +6,7 @@
 - ``precision_recall``: ``precision`` and ``recall`` with k = 3 neighbours. Kynkaanniemi et al., 2019.
 - ``inception_score``: of the reconstructions, over 10 splits. Salimans et al., 2016. Higher is better.
 - ``fdd``: Frechet distance of the pooled features of DINOv2 or another backbone. Stein et al., 2023.
+- ``fvd``: the same as rFID of a network of videos, see `vistok.metric.I3D`. Unterthiner et al., 2018.
 - ``cmmd``: 1000 times the squared MMD of CLIP's unit-length embeddings, Gaussian kernel, sigma 10. Jayasumana et al.,
   2024.
 
@@ -14,6 +15,7 @@ CPU, 8 kB for each image of Inception.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,9 @@ from torchmetrics.utilities import dim_zero_cat
 
 from vistok.distributed import is_distributed, rank
 from vistok.metric.extractor import Extractor, Features
+from vistok.metric.feature_cache import FeatureCache
 
-FRECHET = {"rfid": "pooled", "sfid": "spatial", "fdd": "pooled"}
+FRECHET = {"rfid": "pooled", "sfid": "spatial", "fdd": "pooled", "fvd": "pooled"}
 BANKED = {"kid": "pooled", "precision_recall": "pooled", "cmmd": "pooled", "inception_score": "logits"}
 INCEPTION_DISTANCES = ("rfid", "sfid", "kid", "precision_recall", "inception_score")
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
@@ -51,6 +54,50 @@ class _AsTheyAre(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return features
+
+
+class Frechet(FrechetInceptionDistance):
+    """torchmetrics' sums, with a trace of the root from symmetric matrices: faster, and exact for few images.
+
+    Args:
+        num_features: Length of a row.
+        **kwargs: Passed to `torchmetrics.Metric`.
+    """
+
+    def __init__(self, num_features: int, **kwargs: Any) -> None:
+        super().__init__(_AsTheyAre(num_features), **kwargs)
+
+    def compute(self) -> Float[Tensor, ""]:
+        """Frechet distance of the two Gaussians.
+
+        Raises:
+            ValueError: If there are fewer than two images or reconstructions.
+        """
+        ours = _moments(self.fake_features_sum, self.fake_features_cov_sum, self.fake_features_num_samples)
+        originals = _moments(self.real_features_sum, self.real_features_cov_sum, self.real_features_num_samples)
+        return frechet_distance(*ours, *originals)
+
+
+def _moments(total: Tensor, products: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    if count < 2:
+        raise ValueError(f"a Frechet distance needs at least 2 images, got {int(count)}")
+    mean = total / count
+    return mean, (products - count * torch.outer(mean, mean)) / (count - 1)
+
+
+def frechet_distance(
+    mean_a: Float[Tensor, " d"], cov_a: Float[Tensor, "d d"], mean_b: Float[Tensor, " d"], cov_b: Float[Tensor, "d d"]
+) -> Float[Tensor, ""]:
+    """``|mean_a - mean_b|^2 + tr(cov_a) + tr(cov_b) - 2 tr((cov_a cov_b)^(1/2))`` in float64.
+
+    With ``cov_a = f f^T`` the last trace is that of the root of the symmetric ``f^T cov_b f``, which is as small as the
+    rank of ``cov_a``.
+    """
+    values, vectors = torch.linalg.eigh(cov_a.double())
+    kept = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
+    factor = vectors[:, kept] * values[kept].sqrt()
+    root = torch.linalg.eigvalsh(factor.T @ cov_b.double() @ factor).clamp(min=0).sqrt().sum()
+    return (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * root
 
 
 class FeatureBank(Metric):
@@ -90,6 +137,7 @@ class FeatureDistances:
         names: Which distances, see this module.
         reference: File of statistics ``.npz`` with ``mu`` and ``sigma`` to take in place of those of the originals in
             Frechet distances of pooled features, such as ADM's of the training set.
+        cache: Keeps the features of the originals; None computes them.
         **kwargs: Passed to the underlying `torchmetrics.Metric`s, which reduce over the ranks when computed unless
             ``sync_on_compute=False``.
 
@@ -102,19 +150,24 @@ class FeatureDistances:
     """
 
     def __init__(
-        self, extractor: Extractor, names: Sequence[str], reference: str | Path | None = None, **kwargs: Any
+        self,
+        extractor: Extractor,
+        names: Sequence[str],
+        reference: str | Path | None = None,
+        cache: FeatureCache | None = None,
+        **kwargs: Any,
     ) -> None:
         if unknown := [name for name in names if name not in FRECHET | BANKED]:
             raise ValueError(f"distances are {', '.join(FRECHET | BANKED)}; got {unknown}")
         pooled = [name for name in names if FRECHET.get(name) == "pooled"]
         if reference is not None and not pooled:
             raise ValueError(f"reference={reference} has no effect without a Frechet distance of pooled features")
-        self.extractor, self.names = extractor, tuple(names)
+        self.extractor, self.names, self.cache = extractor, tuple(names), cache
         self.reference = _read_statistics(reference) if reference is not None else None
         self.missing: dict[str, str] = {}
         self.count = 0
         self._kwargs = kwargs
-        self._frechet: dict[str, FrechetInceptionDistance] = {}
+        self._frechet: dict[str, Frechet] = {}
         self._banks: dict[str, FeatureBank] = {}
         self._device = torch.device("cpu")
         self.protocol: dict[str, Any] = {
@@ -146,8 +199,8 @@ class FeatureDistances:
         return self
 
     @torch.no_grad()
-    def update(self, ours: Float[Tensor, "b c h w"], originals: Float[Tensor, "b c h w"]) -> None:
-        """Add pairs of images of values in [0, 255]; one channel is repeated to three.
+    def update(self, ours: Float[Tensor, "b c *size"], originals: Float[Tensor, "b c *size"]) -> None:
+        """Add pairs of images, for FVD of videos, of values in [0, 255]; one channel is repeated to three.
 
         Raises:
             ValueError: If the images have neither one nor three channels.
@@ -156,7 +209,8 @@ class FeatureDistances:
             raise ValueError(
                 f"distances take images of 1 or 3 channels, got {originals.shape[1]}: composite alpha first"
             )
-        pair = [self.extractor(pixels.expand(-1, 3, -1, -1)) for pixels in (ours, originals)]
+        extract = self.extractor if self.cache is None else partial(self.cache, self.extractor)
+        pair = self.extractor(_in_colour(ours)), extract(_in_colour(originals))
         self.count += len(ours)
         for name in self.names:
             if name not in self.missing:
@@ -174,8 +228,7 @@ class FeatureDistances:
         else:
             metric = self._frechet.get(name)
             if metric is None:
-                dim = features.shape[1]
-                metric = FrechetInceptionDistance(_AsTheyAre(dim), **self._kwargs).to(self._device)
+                metric = Frechet(features.shape[1], **self._kwargs).to(self._device)
                 self._frechet[name] = metric
             metric.update(features, real=False)
             metric.update(getattr(originals, field), real=True)
@@ -207,6 +260,10 @@ class FeatureDistances:
             self.missing[name] = f"needs at least {least} images"
             return {}
         return {"kid": kid, "precision_recall": precision_recall, "cmmd": cmmd}[name](ours, originals)
+
+
+def _in_colour(pixels: Tensor) -> Tensor:
+    return pixels.expand(-1, 3, *pixels.shape[2:])
 
 
 def kid(ours: Float[Tensor, "n d"], originals: Float[Tensor, "n d"]) -> dict[str, float]:
@@ -243,7 +300,7 @@ def _read_statistics(path: str | Path) -> tuple[Tensor, Tensor]:
         return torch.from_numpy(file["mu"]).double(), torch.from_numpy(file["sigma"]).double()
 
 
-def _set_reference(metric: FrechetInceptionDistance, mean: Tensor, covariance: Tensor) -> None:
+def _set_reference(metric: Frechet, mean: Tensor, covariance: Tensor) -> None:
     """Make the sums of the originals those of two images of this mean and covariance."""
     mean, covariance = mean.to(metric.real_features_sum.device), covariance.to(metric.real_features_sum.device)
     if mean.shape != metric.real_features_sum.shape:

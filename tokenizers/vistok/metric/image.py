@@ -38,7 +38,7 @@ SSIM_WINDOWS: dict[str, tuple[dict[str, Any], int]] = {
 }
 
 
-def to_pixels(images: Float[Tensor, "b c h w"], rounding: str = "nearest") -> Float[Tensor, "b c h w"]:
+def to_pixels(images: Float[Tensor, "b c *size"], rounding: str = "nearest") -> Float[Tensor, "b c *size"]:
     """Values in [0, 255] of images in [-1, 1], float32; values outside are clamped.
 
     Args:
@@ -58,17 +58,27 @@ def to_pixels(images: Float[Tensor, "b c h w"], rounding: str = "nearest") -> Fl
     return pixels
 
 
-def from_pixels(pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+def to_frames(images: Float[Tensor, "b c *size"]) -> Float[Tensor, "n c h w"]:
+    """Images ``(b c H W)`` as they are; of videos ``(b c T H W)`` the frames, one video after the other."""
+    return images.movedim(2, 1).flatten(0, 1) if images.ndim == 5 else images
+
+
+def num_frames(images: Float[Tensor, "b c *size"]) -> int:
+    """How many images `to_frames` gives."""
+    return len(images) * (images.shape[2] if images.ndim == 5 else 1)
+
+
+def from_pixels(pixels: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *size"]:
     """Images in [-1, 1] of values in [0, 255]."""
     return pixels.div(127.5).sub(1)
 
 
-def to_uint8(images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:
+def to_uint8(images: Float[Tensor, "b c *size"]) -> UInt8[Tensor, "b c *size"]:
     """8-bit images of images in [-1, 1]; values outside are clamped."""
     return to_pixels(images).to(torch.uint8)
 
 
-def from_uint8(images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+def from_uint8(images: UInt8[Tensor, "b c *size"]) -> Float[Tensor, "b c *size"]:
     """Images in [-1, 1] of 8-bit images, float32."""
     return from_pixels(images.float())
 

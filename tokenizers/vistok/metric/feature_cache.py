@@ -1,0 +1,118 @@
+"""Features of original images kept on disk, so that the next evaluation on the same images does not compute them.
+
+What is kept is looked up by the images themselves: the key of a batch is a hash of its pixels and of everything else
+that its features depend on (network, hash of its weights, its resize, versions of the libraries, device and precision
+of products). Other files, shards, counts, resize filters, crops or roundings are other pixels, and so another key.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vistok.hub.files import atomic_file
+from vistok.metric.extractor import Extractor, Features
+
+CACHE_VARIABLE = "VISTOK_CACHE"
+PACKAGES = ("torch", "torch-fidelity", "timm")
+FORMAT = 1
+
+
+def default_folder() -> Path:
+    """``$VISTOK_CACHE``, or ``vistok`` in the cache folder of the user."""
+    if folder := os.environ.get(CACHE_VARIABLE):
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vistok" / "features"
+
+
+class FeatureCache:
+    """Features by batch, one safetensors file each.
+
+    Files are written atomically; one that is damaged counts as absent and is replaced. A file of Inception has about
+    20 kB for each image. The folder may be deleted at any time.
+
+    Args:
+        folder: Created when the first features are kept.
+
+    Attributes:
+        hits: Images whose features were found.
+        misses: Images whose features were computed.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).expanduser()
+        self.hits = self.misses = 0
+
+    def __call__(self, extractor: Extractor, pixels: Float[Tensor, "b 3 *size"]) -> Features:
+        """Features of images or videos of values in [0, 255].
+
+        Raises:
+            ValueError: If the extractor does not state the hash of its weights.
+        """
+        path = self.folder / f"{self.key(extractor, pixels)}.safetensors"
+        features = _read(path, pixels.device)
+        if features is not None:
+            self.hits += len(pixels)
+            return features
+        features = extractor(pixels)
+        self.misses += len(pixels)
+        _write(path, features)
+        return features
+
+    def key(self, extractor: Extractor, pixels: Float[Tensor, "b 3 *size"]) -> str:
+        """Hash of everything that the features depend on."""
+        if "sha256" not in extractor.protocol:
+            raise ValueError("features are only kept of a network that states the SHA-256 of its weights: cache=None")
+        # A quarter of the bytes where, as always in evaluation, originals were rounded to 8 bits.
+        whole = pixels.byte()
+        array = (whole if torch.equal(whole.to(pixels.dtype), pixels) else pixels).cpu().contiguous().numpy()
+        digest = hashlib.sha256(json.dumps(surroundings(extractor.protocol, pixels), sort_keys=True).encode())
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+        return digest.hexdigest()
+
+
+def surroundings(network: Mapping[str, Any], pixels: Tensor) -> dict[str, Any]:
+    """What the features depend on beside the images."""
+    device = pixels.device
+    return {
+        "format": FORMAT,
+        "network": dict(network),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "precision": torch.get_float32_matmul_precision(),
+    }
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path, device: torch.device) -> Features | None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            checksum = (file.metadata() or {}).get("sha256")
+    except (SafetensorError, OSError):
+        return None
+    if checksum != _checksum(tensors):
+        return None
+    return Features(**{name: tensor.to(device) for name, tensor in tensors.items()})
+
+
+def _write(path: Path, features: Features) -> None:
+    tensors = {name: value.cpu().contiguous() for name, value in features._asdict().items() if value is not None}
+    with atomic_file(path) as temporary:
+        save_file(tensors, temporary, metadata={"sha256": _checksum(tensors)})
