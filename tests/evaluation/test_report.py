@@ -80,7 +80,7 @@ def test_a_file_of_something_else_is_refused(tmp_path):
 def test_the_page_loads_nothing_from_elsewhere(page):
     sources = re.findall(r"""(?:src|srcset|href|url)\s*[=(]\s*["']?([^"')\s]+)""", page)
     assert len(sources) > 10
-    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert all(source.startswith(("data:image/png;base64,", "data:,")) for source in sources)
     assert "http" not in page.lower()
 
 
@@ -104,7 +104,7 @@ def test_every_element_is_closed(page):
             self.open_tags = []
 
         def handle_starttag(self, tag, attrs):
-            if tag not in ("meta", "img", "source"):
+            if tag not in ("meta", "link", "img", "source"):
                 self.open_tags.append(tag)
 
         def handle_endtag(self, tag):
@@ -116,11 +116,11 @@ def test_every_element_is_closed(page):
 
 
 def test_every_example_is_shown_with_original_reconstruction_and_error(evaluation, page):
-    figures = re.findall(r'<div class="triple">(.*?)</div>', page)
-    assert len(figures) == len(evaluation.worst) + len(evaluation.best) == 5
+    figures = re.findall(r'<div class="row">(.*?)</div>', page)
+    assert len(figures) == 5 + len(evaluation.random) == len(evaluation.worst) + len(evaluation.best) + 5
     first = re.findall(r"base64,([^\"]+)", figures[0])
     shown = [Image.open(io.BytesIO(base64.b64decode(picture))) for picture in first]
-    assert [picture.mode for picture in shown] == ["RGB", "RGB", "L"]
+    assert [picture.mode for picture in shown] == ["RGB", "RGB", "L", "RGB", "RGB"]
     assert np.array_equal(np.asarray(shown[0]), evaluation.worst[0].original.movedim(0, -1).numpy())
 
 
@@ -171,3 +171,28 @@ def test_a_continuous_tokenizer_has_a_report(tmp_path):
     write_report(continuous, tmp_path, "x", "y")
     assert "Codebook usage" not in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "a continuous tokenizer has no codes" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_details_are_cut_where_the_error_is_largest(evaluation, page):
+    figure = re.findall(r'<div class="row">(.*?)</div><figcaption>(.*?)<', page)[0]
+    top, left = map(int, re.search(r"row (\d+), column (\d+)", figure[1]).groups())
+    detail = re.findall(r"base64,([^\"]+)", figure[0])[3]
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(detail))))
+    original = evaluation.worst[0].original.movedim(0, -1).numpy()
+    assert np.array_equal(shown, original[top : top + 16, left : left + 16])
+    error = (evaluation.worst[0].original.float() - evaluation.worst[0].reconstruction.float()).abs().mean(0)
+    means = torch.nn.functional.avg_pool2d(error[None], 16, 1)[0]
+    assert means[top, left] == pytest.approx(means.max().item(), abs=0.5)
+
+
+def test_the_entropy_by_position_is_saved_and_shown(evaluation, folder, page):
+    saved = read_evaluation(folder)
+    assert torch.equal(saved.position_entropy, evaluation.position_entropy)
+    assert saved.position_entropy.shape == (4, 6)
+    assert 'alt="Entropy by position"' in page
+
+
+def test_a_codebook_has_a_map(evaluation, tmp_path):
+    mapped = dataclasses.replace(evaluation, usage=[torch.arange(9)], codebook_map=torch.randn(9, 2))
+    write_report(mapped, tmp_path, "x", "y")
+    assert 'alt="Map of the codebook"' in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -6,7 +6,8 @@ import sys
 
 SUBCOMMANDS = {
     "train": "train a tokenizer",
-    "eval": "evaluate a bundle and write a report",
+    "eval": "evaluate tokenizers and write reports",
+    "probe": "tell classes from the features or codes of a tokenizer",
     "convert": "make a bundle of a published checkpoint",
     "list": "list the published tokenizers that vistok loads",
     "compare": "show saved evaluations side by side",

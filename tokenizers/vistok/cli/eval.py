@@ -1,4 +1,4 @@
-"""``vistok eval`` and ``eval.py``: measure a bundle and write a report."""
+"""``vistok eval`` and ``eval.py``: measure models and write reports."""
 
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ def task(config: DictConfig) -> dict[str, Any]:
     """Evaluate one composed config; Hydra's folder of the job receives the report."""
     from hydra.core.hydra_config import HydraConfig
 
-    from vistok.evaluation.run import evaluate_bundle
+    from vistok.evaluation.run import evaluate_models
 
-    return evaluate_bundle(config, Path(HydraConfig.get().runtime.output_dir), command_line())
+    return evaluate_models(config, Path(HydraConfig.get().runtime.output_dir), command_line())
 
 
 if __name__ == "__main__":

@@ -42,7 +42,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--streaming", action="store_true", help="read a Hugging Face set without storing it")
     parser.add_argument("--size", type=int, help="short side in pixels (default: files are copied unchanged)")
     parser.add_argument("--resize", default="short_side", help="short_side | adm (default: short_side)")
-    parser.add_argument("--filter", default="bicubic", help="bicubic | bilinear | lanczos | box (default: bicubic)")
+    parser.add_argument(
+        "--filter", default="bicubic", help="bicubic | bilinear | lanczos | box | opencv_bilinear (default: bicubic)"
+    )
     parser.add_argument("--crop", action="store_true", help="cut the centre square")
     parser.add_argument("--format", help="jpg | png | webp (default: jpg, or png for 4 channels)")
     parser.add_argument("--quality", type=int, help="1 to 100, of jpg and webp (default: 95)")

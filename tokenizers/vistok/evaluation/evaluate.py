@@ -10,14 +10,18 @@ from statistics import median
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vistok.evaluation.measures import IMAGE_METRICS, ImageMeasures
+from vistok.evaluation.models import Model, device_of, dtype_of
+from vistok.evaluation.positions import PositionEntropy, principal_plane
 from vistok.evaluation.protocol import RECOMMENDED, Protocol, check_protocol, describe
 from vistok.evaluation.references import References
 from vistok.evaluation.result import Evaluation
 from vistok.metric.codebook_usage import CodebookUsage
 from vistok.metric.distances import INCEPTION_DISTANCES
+from vistok.metric.fvd import I3D_FILE
+from vistok.metric.image import num_frames
 from vistok.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -31,12 +35,13 @@ CODEBOOK_METRICS = (
     "expected_uniform_utilisation",
 )
 RATES = ("bits_per_pixel", "coded_bits_per_pixel")
+NO_INDICES = "this model gives images and no indices"
 MEBIBYTE = 2**20
 
 
 @torch.inference_mode()
 def evaluate(
-    tokenizer: Tokenizer,
+    model: Model,
     batches: Iterable[Mapping[str, Any]],
     *,
     protocol: Mapping[str, Any],
@@ -46,21 +51,26 @@ def evaluate(
     distances: Sequence[str] | None = (),
     fdd: str | None = None,
     cmmd: str | None = None,
+    fvd: str | None = I3D_FILE,
     weights: str | Path | None = None,
     device: torch.device | str | None = None,
     references: bool = True,
     examples: int = 8,
     train_usage: Mapping[str, float] | None = None,
+    cache: str | Path | None = None,
 ) -> Evaluation:
-    """Measure reconstructions, codebook usage and speed of a tokenizer.
+    """Measure reconstructions, codebook usage and speed of a tokenizer, or of any other autoencoder.
 
-    One pass in one process; only `examples` worst and best images stay in memory. The tokenizer runs in the precision
-    of the surrounding autocast, every metric in float32, on 8-bit-rounded images unless the rules say otherwise.
+    One pass in one process; only the images of the report and of the references stay in memory. The model runs in the
+    precision of the surrounding autocast, every metric in float32, on 8-bit-rounded images unless the rules say
+    otherwise.
 
     Args:
-        tokenizer: Evaluated in evaluation mode; its mode is restored.
-        batches: Dicts with ``images`` float ``(b c H W)`` in [-1, 1], all of one size, and if known ``keys`` (one
-            name per image) and ``bad`` (one entry per sample the source could not read).
+        model: A tokenizer, or any function from images ``(b c H W)`` in [-1, 1] to images, whose codes and rates are
+            then not measured. A module is evaluated in evaluation mode; its mode is restored.
+        batches: Dicts with ``images`` float ``(b c H W)``, or videos ``(b c T H W)`` whose frames are measured as
+            images, in [-1, 1], all of one size, and if known ``keys`` (one name per image or video) and ``bad`` (one
+            entry per sample the source could not read).
         protocol: Where the images come from: at least ``dataset``, ``split``, ``resize`` and ``crop``. The rest is
             added here.
         rules: How reconstructions are measured, see ``configs/protocol``.
@@ -70,12 +80,15 @@ def evaluate(
             ``inception_score``; None: all of them if rFID is computed, none otherwise.
         fdd: Model of timm whose features FDD compares, such as ``vit_large_patch14_dinov2.lvd142m``.
         cmmd: CLIP of timm for CMMD, such as ``vit_large_patch14_clip_336.openai``.
+        fvd: Of videos: file of the network of FVD, a path or a name in the folder of weights; None: no FVD.
         weights: Folder of the weights of LPIPS, Inception and the models of timm; default: the environment variable
             ``VISTOK_WEIGHTS``. Where they are missing, so is the metric, with the reason.
-        device: Where to run; default: where the tokenizer is. The tokenizer is moved there.
+        device: Where to run; default: where the model is. A module is moved there.
         references: Whether to measure trivial codecs on the same images.
-        examples: How many worst and best reconstructions to keep.
+        examples: How many worst, best and random reconstructions to keep.
         train_usage: Codebook metrics measured in training, kept beside the held-out ones as ``train_*``.
+        cache: Folder where the features of the originals are kept for the next evaluation on them, see
+            `vistok.metric.feature_cache`; None: they are not kept.
 
     Raises:
         ValueError: If the protocol lacks an entry, there are no images, an image does not fit the tokenizer or is
@@ -89,38 +102,37 @@ def evaluate(
     if lpips != "protocol":
         rules = dataclasses.replace(rules, lpips=lpips)
     wanted = {name for name in distances if name != "rfid"} | ({"rfid"} if rfid else set())
-    device = (
-        torch.device(device)
-        if device is not None
-        else next((p.device for p in tokenizer.parameters()), torch.device("cpu"))
-    )
-    was_training = tokenizer.training
-    tokenizer.to(device).eval()
+    device = torch.device(device) if device is not None else device_of(model)
+    module = model if isinstance(model, nn.Module) else nn.Identity()
+    was_training = module.training
+    module.to(device).eval()
     try:
-        options = {"rules": rules, "distances": wanted, "fdd": fdd, "cmmd": cmmd}
-        options |= {"weights": weights, "examples": examples}
-        run = _Run(tokenizer, device, references, options)
+        options = {"rules": rules, "distances": wanted, "fdd": fdd, "cmmd": cmmd, "fvd": fvd}
+        options |= {"weights": weights, "examples": examples, "cache": cache}
+        run = _Run(model, device, references, options)
         for batch in batches:
             run.update(batch)
         return run.result(protocol, train_usage or {})
     finally:
-        tokenizer.train(was_training)
+        module.train(was_training)
 
 
 class _Run:
     """Everything accumulated in one pass."""
 
-    def __init__(
-        self, tokenizer: Tokenizer, device: torch.device, references: bool, options: Mapping[str, Any]
-    ) -> None:
-        self.tokenizer, self.device, self.references, self.options = tokenizer, device, references, options
+    def __init__(self, model: Model, device: torch.device, references: bool, options: Mapping[str, Any]) -> None:
+        self.model, self.device, self.references, self.options = model, device, references, options
+        self.tokenizer = model if isinstance(model, Tokenizer) else None
         self.shape: tuple[int, ...] = ()
         self.keys: list[str] = []
         self.bad = 0
-        self.speed: dict[str, list[float]] = {"encode": [], "decode": []}
+        steps = ("encode", "decode") if self.tokenizer is not None else ("reconstruct",)
+        self.speed: dict[str, list[float]] = {name: [] for name in steps}
         self.peak_bytes = 0
         self.measures: ImageMeasures | None = None
         self.usage: CodebookUsage | None = None
+        codebooks = self.tokenizer.quantizer.num_codebooks if self.tokenizer is not None else 0
+        self.positions = PositionEntropy(codebooks)
 
     def update(self, batch: Mapping[str, Any]) -> None:
         self.bad += len(batch.get("bad", ()))
@@ -131,22 +143,32 @@ class _Run:
         self._check_images(images, keys)
         if not self.shape:
             self._start(images)
-        self.keys += keys
-        labels = self.tokenizer.labels_of(batch)
-        labels = labels.to(self.device) if labels is not None else None
-        quantized = self._timed("encode", len(images), lambda: self.tokenizer.encode(images, labels))
-        decoded = self._timed("decode", len(images), lambda: self.tokenizer.decode(quantized.codes, images.shape[2:]))
+        names = _names(keys, images)
+        self.keys += names
+        decoded = self._reconstruct(images, batch)
         _check_finite(decoded, keys)
-        if self.usage is not None:
-            self.usage.update(quantized.indices)
         if self.measures is not None:
             if decoded.shape != images.shape:
-                raise ValueError(f"the decoder gave {tuple(decoded.shape)} for images {tuple(images.shape)}")
-            self.measures.update(decoded, images, keys)
+                raise ValueError(f"the model gave {tuple(decoded.shape)} for images {tuple(images.shape)}")
+            self.measures.update(decoded, images, names)
+
+    def _reconstruct(self, images: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        tokenizer = self.tokenizer
+        if tokenizer is None:
+            return self._timed("reconstruct", num_frames(images), lambda: self.model(images))
+        labels = tokenizer.labels_of(batch)
+        labels = labels.to(self.device) if labels is not None else None
+        quantized = self._timed("encode", num_frames(images), lambda: tokenizer.encode(images, labels))
+        if self.usage is not None:
+            self.usage.update(quantized.indices)
+            self.positions.update(quantized.indices)
+        return self._timed("decode", num_frames(images), lambda: tokenizer.decode(quantized.codes, images.shape[2:]))
 
     def _check_images(self, images: Tensor, keys: Sequence[str]) -> None:
-        if not images.is_floating_point() or images.ndim != 4:
-            raise ValueError(f"evaluate takes float images (b c H W), got {images.dtype} {tuple(images.shape)}")
+        if not images.is_floating_point() or images.ndim not in (4, 5):
+            raise ValueError(
+                f"evaluate takes float images (b c H W) or videos (b c T H W), got {images.dtype} {tuple(images.shape)}"
+            )
         if len(keys) != len(images):
             raise ValueError(f"a batch has {len(images)} images but {len(keys)} keys")
         if self.shape and images.shape[1:] != self.shape:
@@ -162,20 +184,25 @@ class _Run:
             )
 
     def _start(self, images: Tensor) -> None:
-        size = tuple(images.shape[2:])
-        try:
-            grid = self.tokenizer.grid(size)
-        except ValueError as error:
-            raise ValueError(f"images of {size} do not fit this tokenizer ({error}): resize or crop them") from error
+        tokenizer, size, grid, rate = self.tokenizer, tuple(images.shape[2:]), (), math.inf
         self.shape = tuple(images.shape[1:])
-        usage = CodebookUsage.of(self.tokenizer.quantizer, self.tokenizer.scale_lengths(grid), sync_on_compute=False)
-        self.usage = usage.to(self.device) if usage is not None else None
-        if self.tokenizer.decoder.output == "images":
-            rate = self.tokenizer.bits_per_pixel(size)
-            references = References(size, grid, images.shape[1], rate) if self.references else None
+        if tokenizer is not None:
+            try:
+                grid = tokenizer.grid(size)
+            except ValueError as error:
+                reason = f"images of {size} do not fit this tokenizer ({error}): resize or crop them"
+                raise ValueError(reason) from error
+            rate = tokenizer.bits_per_pixel(size)
+            usage = CodebookUsage.of(tokenizer.quantizer, tokenizer.scale_lengths(grid), sync_on_compute=False)
+            self.usage = usage.to(self.device) if usage is not None else None
+        if tokenizer is None or tokenizer.output == "images":
+            references = References(size[-2:], grid, images.shape[1], rate) if self.references else None
             self.measures = ImageMeasures(self.shape, self.device, references=references, **self.options)
         # The first run allocates memory and chooses kernels: it is not timed.
-        self.tokenizer.decode(self.tokenizer.encode(images).codes, size)
+        if tokenizer is not None:
+            tokenizer.decode(tokenizer.encode(images).codes, size)
+        elif not isinstance(self.model(images), Tensor):
+            raise ValueError(f"a model must give a tensor of images for images {tuple(images.shape)}")
 
     def _timed(self, name: str, count: int, function: Callable[[], T]) -> T:
         on_gpu = self.device.type == "cuda"
@@ -203,7 +230,7 @@ class _Run:
             metrics={},
             missing={},
             protocol=self._protocol(protocol),
-            codebook_sizes=tuple(self.tokenizer.quantizer.codebook_sizes),
+            codebook_sizes=tuple(self.tokenizer.quantizer.codebook_sizes) if self.tokenizer is not None else (),
             per_image={"key": self.keys},
             bad=self.bad,
         )
@@ -228,32 +255,40 @@ class _Run:
         evaluation.metrics |= metrics
         evaluation.missing |= measures.missing
         evaluation.per_image |= measures.per_image
-        evaluation.worst, evaluation.best = measures.examples.worst(), measures.examples.best()
+        for name, examples in measures.examples().items():
+            setattr(evaluation, name, examples)
         if measures.references is not None:
-            evaluation.references = measures.references.compute()
+            evaluation.references = measures.reference_values()
             evaluation.missing |= {f"reference {name}": why for name, why in measures.references.missing.items()}
 
     def _add_codes(self, evaluation: Evaluation) -> None:
-        if self.usage is None:
-            evaluation.missing |= dict.fromkeys((*CODEBOOK_METRICS, *RATES), "a continuous tokenizer has no codes")
+        if self.tokenizer is None or self.usage is None:
+            reason = "a continuous tokenizer has no codes" if self.tokenizer is not None else NO_INDICES
+            evaluation.missing |= dict.fromkeys((*CODEBOOK_METRICS, *RATES), reason)
             return
         values, evaluation.usage = self.usage.compute(), self.usage.counts()
         evaluation.metrics |= {name: float(values[name]) for name in CODEBOOK_METRICS}
         evaluation.metrics["bits_per_pixel"] = self.tokenizer.bits_per_pixel(self.shape[1:])
-        pixels = len(self.keys) * math.prod(self.shape[1:])
+        pixels = len(self.keys) * math.prod(self.shape[-2:])
         evaluation.metrics["coded_bits_per_pixel"] = self.usage.coded_bits() / pixels
         if "dead_bits" in values:
             evaluation.metrics["dead_bits"] = float(values["dead_bits"])
+        evaluation.position_entropy = self.positions.compute()
+        if self.positions.left_out:
+            seen, of = self.positions.images, self.positions.images + self.positions.left_out
+            evaluation.notes["position_entropy"] = f"is of {seen} of {of} images"
+        table = self.tokenizer.quantizer.codebook
+        if table is not None and table.shape[1] > 1:
+            evaluation.codebook_map = principal_plane(table)
         if len(evaluation.usage) > 1:
             evaluation.per_codebook = _columns(values, "_per_codebook")
         evaluation.per_scale = _columns(values, "_per_scale")
         evaluation.per_bit = _columns(values, "_per_bit")
 
     def _protocol(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        dtype = next((parameter.dtype for parameter in self.tokenizer.parameters()), torch.float32)
         networks = self.measures.protocol if self.measures is not None else {}
         rules = self.options["rules"]
-        return {**given, **describe(self.shape, len(self.keys), self.device, dtype, rules), **networks}
+        return {**given, **describe(self.shape, len(self.keys), self.device, dtype_of(self.model), rules), **networks}
 
 
 def _columns(values: Mapping[str, Tensor], suffix: str) -> dict[str, list[float]]:
@@ -268,6 +303,13 @@ def _peak_resident_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _names(keys: Sequence[str], images: Tensor) -> list[str]:
+    """Names of the images, or of all frames of videos."""
+    if images.ndim == 4:
+        return list(keys)
+    return [f"{key} frame {number}" for key in keys for number in range(images.shape[2])]
 
 
 def _check_finite(decoded: Tensor, keys: Sequence[str]) -> None:

@@ -1,55 +1,41 @@
-"""The worst and the best reconstructions of a stream of images."""
+"""The images of a stream that are kept: worst, best, and a sample that does not depend on their order."""
 
+import hashlib
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
-from jaxtyping import Float
-from torch import Tensor
-
-from vistok.evaluation.result import Example
-from vistok.metric.image import to_uint8
+T = TypeVar("T")
 
 
-class Extremes:
-    """Keeps the images of the lowest and of the highest PSNR, and no others.
+class Highest(Generic[T]):
+    """Keeps what has the highest rank, and nothing else.
 
     Args:
-        size: How many of each.
+        size: How many entries.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.count = 0
-        # Heaps of (rank, -number, example), the entry to give up first. The number makes ties go to the earlier image
+        # A heap of (rank, -number, entry), the entry to give up first. The number makes ties go to the earlier image
         # and keeps comparisons away from the pictures.
-        self._lowest: list[tuple[float, int, Example]] = []
-        self._highest: list[tuple[float, int, Example]] = []
+        self._heap: list[tuple[float, int, T]] = []
 
-    def update(
-        self,
-        keys: Sequence[str],
-        psnr: Sequence[float],
-        originals: Float[Tensor, "b c h w"],
-        reconstructions: Float[Tensor, "b c h w"],
-    ) -> None:
-        """Look at images in [-1, 1] and their PSNR in dB."""
-        for position, (key, value) in enumerate(zip(keys, psnr, strict=True)):
-            for heap, rank in ((self._lowest, -value), (self._highest, value)):
-                entry = (rank, -self.count)
-                if len(heap) < self.size or (heap and entry > heap[0][:2]):
-                    pictures = (
-                        to_uint8(images[position : position + 1])[0].cpu() for images in (originals, reconstructions)
-                    )
-                    push = heapq.heappush if len(heap) < self.size else heapq.heapreplace
-                    push(heap, (*entry, Example(key, value, *pictures)))
-            self.count += 1
+    def offer(self, rank: float, make: Callable[[], T]) -> None:
+        """Keep what `make` gives, if its rank is among the highest so far."""
+        entry = (rank, -self.count)
+        self.count += 1
+        if len(self._heap) < self.size:
+            heapq.heappush(self._heap, (*entry, make()))
+        elif self._heap and entry > self._heap[0][:2]:
+            heapq.heapreplace(self._heap, (*entry, make()))
 
-    def worst(self) -> list[Example]:
-        """Lowest PSNR first."""
-        return [example for _, _, example in sorted(self._lowest, key=lambda entry: entry[:2], reverse=True)]
+    def ranked(self) -> dict[int, T]:
+        """What was kept by its number in the stream, highest rank first."""
+        return {-number: kept for _, number, kept in sorted(self._heap, key=lambda entry: entry[:2], reverse=True)}
 
-    def best(self) -> list[Example]:
-        """Highest PSNR first, without the images that are among the worst."""
-        shown = {number for _, number, _ in self._lowest}
-        ranked = sorted(self._highest, key=lambda entry: entry[:2], reverse=True)
-        return [example for _, number, example in ranked if number not in shown]
+
+def draw(key: str) -> float:
+    """A number in [0, 1) that looks random and is the same for the same name, in every run and any order of images."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big") / 2**48

@@ -5,14 +5,28 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 
 from matplotlib.axes import Axes
+from torch import Tensor
 
-from vistok.evaluation.pictures import ERROR_GAIN, data_uri, error_map, png_uri, to_rgb
-from vistok.evaluation.plots import DARK, LIGHT, Theme, draw_psnr, draw_rates, draw_usage, figure_png
+from vistok.evaluation.pictures import ERROR_GAIN, data_uri, error_map, png_uri, to_rgb, worst_window
+from vistok.evaluation.plots import (
+    DARK,
+    LIGHT,
+    Theme,
+    draw_codebook,
+    draw_comparison,
+    draw_positions,
+    draw_psnr,
+    draw_rates,
+    draw_usage,
+    figure_png,
+)
 from vistok.evaluation.result import Evaluation, Example
-from vistok.evaluation.table import number, rows, without_empty_columns
+from vistok.evaluation.table import differences, number, rows, without_empty_columns
 
 # Pictures with a shorter side are enlarged by a whole number, without smoothing.
 PICTURE_SIDE = 128
+# Of the enlarged detail; larger in large pictures.
+DETAIL_SIDE = 16
 TILES = (
     ("psnr", "PSNR", ".2f", " dB"),
     ("ssim", "SSIM", ".4f", ""),
@@ -20,6 +34,7 @@ TILES = (
     ("lpips_vgg", "LPIPS, VGG", ".4f", ""),
     ("lpips_alex", "LPIPS, AlexNet", ".4f", ""),
     ("rfid", "rFID", ".2f", ""),
+    ("fvd", "FVD", ".1f", ""),
     ("sfid", "sFID", ".2f", ""),
     ("kid", "KID", ".5f", ""),
     ("precision", "precision", ".1%", ""),
@@ -34,6 +49,7 @@ TILES = (
     ("coded_bits_per_pixel", "bits per pixel, coded", ".4g", ""),
     ("encode_images_per_second", "encode, images/s", ",.0f", ""),
     ("decode_images_per_second", "decode, images/s", ",.0f", ""),
+    ("reconstruct_images_per_second", "reconstruct, images/s", ",.0f", ""),
     ("peak_memory_mib", "peak memory", ",.0f", " MiB"),
 )
 STYLE = """
@@ -71,8 +87,8 @@ th, td {
 .plots figure, .examples figure { margin: 0; }
 .plots img { width: 100%; height: auto; }
 .examples { display: flex; flex-wrap: wrap; gap: 12px 10px; }
-.triple { display: flex; flex-wrap: wrap; gap: 3px; }
-.triple img { image-rendering: pixelated; max-width: 100%; }
+.row { display: flex; flex-wrap: wrap; gap: 3px; }
+.row img { image-rendering: pixelated; max-width: 100%; }
 pre { background: var(--tile); border-radius: 8px; padding: 12px; white-space: pre-wrap; overflow-wrap: anywhere; }
 """
 
@@ -97,12 +113,63 @@ def html_page(evaluation: Evaluation, title: str, command: str) -> str:
         _rates(evaluation),
         _examples("Worst reconstructions", evaluation.worst),
         _examples("Best reconstructions", evaluation.best),
+        _examples("Random reconstructions", evaluation.random),
         _usage(evaluation),
         _pairs("Not measured", evaluation.missing.items()),
         _pairs("Protocol", [(name, _text(value)) for name, value in protocol.items()]),
         f"<h2>Reproduce</h2><pre>{escape(command)}</pre>",
     ]
-    meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    return _document(title, parts)
+
+
+def comparison_page(evaluations: Mapping[str, Evaluation], command: str) -> str:
+    """The page of several models measured on the same images.
+
+    Args:
+        evaluations: By name.
+        command: Command line that reproduces the numbers.
+    """
+    names = ", ".join(evaluations)
+    plots = ""
+    if any("coded_bits_per_pixel" in evaluation.metrics for evaluation in evaluations.values()):
+        plots = _plot("PSNR against rate", lambda axes, theme: draw_comparison(axes, theme, evaluations), (12.0, 3.2))
+    reasons = [
+        (name, f"no {', '.join(metrics)}: {reason}")
+        for name, evaluation in evaluations.items()
+        for reason, metrics in evaluation.missing_by_reason().items()
+    ]
+    parts = [
+        f"<h1>Comparison</h1><p>{escape(names)}</p>",
+        _numbers(*without_empty_columns(rows(evaluations))),
+        f"<p>{escape(differences(evaluations))}</p>",
+        f'<div class="plots">{plots}</div>' if plots else "",
+        _side_by_side(evaluations),
+        _pairs("Not measured", reasons),
+        f"<h2>Reproduce</h2><pre>{escape(command)}</pre>",
+    ]
+    return _document("Comparison", parts)
+
+
+def _side_by_side(evaluations: Mapping[str, Evaluation]) -> str:
+    """The random examples, which are the same images for every model."""
+    shown = [{example.key: example for example in evaluation.random} for evaluation in evaluations.values()]
+    keys = [key for key in shown[0] if all(key in examples for examples in shown)]
+    if not keys:
+        return ""
+    figures = []
+    for key in keys:
+        examples = [by_key[key] for by_key in shown]
+        pictures = {"original": to_rgb(examples[0].original)}
+        pictures |= {name: to_rgb(found.reconstruction) for name, found in zip(evaluations, examples, strict=True)}
+        caption = ", ".join(f"{found.psnr:.2f} dB" for found in examples)
+        figures.append(_figure(pictures, f"{key}: {caption}"))
+    legend = f"<p>{escape('Original, ' + ', '.join(evaluations))}.</p>"
+    return f'<h2>Random images</h2>{legend}<div class="examples">{"".join(figures)}</div>'
+
+
+def _document(title: str, parts: Sequence[str]) -> str:
+    # A page of its own has no icon, and a browser would ask its server for one.
+    meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">'
     head = f"<head>{meta}<title>{escape(title)}</title><style>{STYLE}</style></head>"
     body = "\n".join(parts)
     return f'<!DOCTYPE html>\n<html lang="en">{head}<body>\n{body}\n</body></html>\n'
@@ -140,21 +207,35 @@ def _examples(heading: str, examples: Sequence[Example]) -> str:
         return ""
     figures = []
     for example in examples:
-        height, width = example.original.shape[1:]
-        factor = max(1, round(PICTURE_SIDE / min(height, width)))
-        pictures = {
-            "original": to_rgb(example.original),
-            "reconstruction": to_rgb(example.reconstruction),
-            "error": error_map(example.reconstruction, example.original),
+        original, reconstruction = to_rgb(example.original), to_rgb(example.reconstruction)
+        error = error_map(example.reconstruction, example.original)
+        side = max(DETAIL_SIDE, min(error.shape) // 8)
+        top, left = worst_window(error, side)
+        pictures = {"original": original, "reconstruction": reconstruction, "error": error}
+        details = {
+            f"detail of the {name}": picture[:, top : top + side, left : left + side]
+            for name, picture in (("original", original), ("reconstruction", reconstruction))
         }
-        images = "".join(
-            f'<img src="{data_uri(picture)}" width="{width * factor}" height="{height * factor}" alt="{name}">'
-            for name, picture in pictures.items()
-        )
-        caption = f"{escape(example.key)}, {example.psnr:.2f} dB"
-        figures.append(f'<figure><div class="triple">{images}</div><figcaption>{caption}</figcaption></figure>')
-    legend = f"<p>Original, reconstruction, absolute error times {ERROR_GAIN}.</p>"
+        caption = f"{example.key}, {example.psnr:.2f} dB; details from row {top}, column {left}"
+        figures.append(_figure(pictures | details, caption))
+    legend = (
+        f"<p>Original, reconstruction, absolute error times {ERROR_GAIN}; then the square of the largest error, of the "
+        "original and of the reconstruction, enlarged.</p>"
+    )
     return f'<h2>{heading}</h2>{legend}<div class="examples">{"".join(figures)}</div>'
+
+
+def _figure(pictures: Mapping[str, Tensor], caption: str) -> str:
+    """Pictures in a row, all as high as the first one is shown; a browser enlarges pixels without smoothing."""
+    height = next(iter(pictures.values())).shape[-2]
+    width = next(iter(pictures.values())).shape[-1]
+    shown_height = height * max(1, round(PICTURE_SIDE / min(height, width)))
+    images = "".join(
+        f'<img src="{data_uri(picture)}" width="{round(picture.shape[-1] * shown_height / picture.shape[-2])}" '
+        f'height="{shown_height}" alt="{escape(name)}">'
+        for name, picture in pictures.items()
+    )
+    return f'<figure><div class="row">{images}</div><figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def _usage(evaluation: Evaluation) -> str:
@@ -175,7 +256,23 @@ def _usage(evaluation: Evaluation) -> str:
     table = _columns("codebook", codes | evaluation.per_codebook if evaluation.per_codebook else {})
     table += _columns("scale", evaluation.per_scale) + _columns("bit", evaluation.per_bit)
     figure = _plot("Occurrences of codes", lambda axes, theme: draw_usage(axes, theme, evaluation.usage), (12.0, 3.2))
-    return f'<h2>Codebook usage</h2><p>{text}</p>{table}<div class="plots">{figure}</div>'
+    usage = f'<h2>Codebook usage</h2><p>{text}</p>{table}<div class="plots">{figure}</div>'
+    return usage + _code_maps(evaluation)
+
+
+def _code_maps(evaluation: Evaluation) -> str:
+    plots, texts, entropy, points = "", [], evaluation.position_entropy, evaluation.codebook_map
+    if entropy.numel():
+        plots += _plot("Entropy by position", lambda axes, theme: draw_positions(axes, theme, entropy))
+        texts.append(
+            f"Entropy of the codes at each position, from {entropy.min():.2f} to {entropy.max():.2f} bits; "
+            "no position can show more than log2 of the number of images."
+        )
+    if len(points):
+        counts = evaluation.usage[0]
+        plots += _plot("Map of the codebook", lambda axes, theme: draw_codebook(axes, theme, points, counts))
+        texts.append("Codes on their two principal components, coloured by their occurrences; hollow: never used.")
+    return f'<p>{" ".join(texts)}</p><div class="plots">{plots}</div>' if plots else ""
 
 
 def _columns(heading: str, columns: Mapping[str, Sequence[float]]) -> str:

@@ -1,5 +1,6 @@
 """Everything that compares reconstructions with their originals, accumulated over a stream of images of one shape."""
 
+import dataclasses
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,12 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vistok.evaluation.examples import Extremes
+from vistok.evaluation.examples import Highest, draw
 from vistok.evaluation.protocol import RECOMMENDED, Protocol
 from vistok.evaluation.references import References
+from vistok.evaluation.result import Example, Reference
 from vistok.loss.lpips import LPIPS
 from vistok.metric.distances import INCEPTION_DISTANCES, FeatureDistances
 from vistok.metric.extractor import CMMD_SIDE, FDD_SIDE, BackboneFeatures, Inception
+from vistok.metric.feature_cache import FeatureCache
+from vistok.metric.fvd import I3D, I3D_FILE, I3D_MIN_FRAMES
 from vistok.metric.image import (
     MS_SSIM_MIN_SIDE,
     from_pixels,
@@ -26,12 +30,14 @@ from vistok.metric.image import (
     psnr,
     ssim,
     ssim_min_side,
+    to_frames,
     to_pixels,
     to_uint8,
 )
 from vistok.metric.precision import full_float32
 from vistok.metric.weights import WeightsNotFoundError
 
+REFERENCE_IMAGES, REFERENCE_BATCH = 128, 32
 IMAGE_METRICS = ("psnr", "ssim", "ms_ssim", "l1", "l2", "lpips")
 
 
@@ -39,15 +45,17 @@ class ImageMeasures:
     """Image metrics, distances of features, references and examples.
 
     Args:
-        shape: ``(c, H, W)`` of an image.
+        shape: ``(c, H, W)`` of an image or ``(c, T, H, W)`` of a video, whose frames are measured as images.
         device: Where the images are.
         rules: Roundings, windows and networks.
         distances: Which of `INCEPTION_DISTANCES` to measure.
         fdd: Model of timm for FDD, or None.
         cmmd: CLIP of timm for CMMD, or None.
+        fvd: File of the network of FVD, see `vistok.metric.I3D`, or None; without effect on images.
         weights: Folder of the networks' weights.
         references: Trivial codecs to measure beside, or None.
-        examples: How many worst and best images to keep.
+        examples: How many worst, best and random images to keep.
+        cache: Folder where the features of the originals are kept, or None.
 
     Attributes:
         missing: Metrics that are not measured, and why.
@@ -67,15 +75,20 @@ class ImageMeasures:
         distances: Collection[str] = ("rfid",),
         fdd: str | None = None,
         cmmd: str | None = None,
+        fvd: str | None = I3D_FILE,
         weights: str | Path | None = None,
         references: References | None = None,
         examples: int = 0,
+        cache: str | Path | None = None,
     ) -> None:
         self.missing: dict[str, str] = {}
         self.protocol: dict[str, Any] = {}
         self.rules, self.references = rules, references
-        self.examples = Extremes(examples)
-        self._shape, self._device, self._weights = tuple(shape), device, weights
+        self.cache = FeatureCache(cache) if cache is not None else None
+        self._worst, self._best, self._random = (Highest[Example](examples) for _ in range(3))
+        # Trivial codecs are slow and need no large set: they are measured at the end, on a sample.
+        self._sample = Highest[Tensor](REFERENCE_IMAGES if references is not None else 0)
+        self._shape, self._device, self._weights = (shape[0], *shape[-2:]), device, weights
         self._measures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
         self._distances: dict[str, FeatureDistances] = {}
         self._add_image_metrics()
@@ -88,6 +101,13 @@ class ImageMeasures:
                 self.missing[name] = f"no network was given: write {name}=MODEL"
             else:
                 self._add_distances(name, partial(BackboneFeatures, model, weights, size, name == "cmmd"), [name])
+        if len(shape) == 4:
+            if fvd is None:
+                self.missing["fvd"] = "switched off"
+            elif shape[1] < I3D_MIN_FRAMES:
+                self.missing["fvd"] = f"needs at least {I3D_MIN_FRAMES} frames, videos have {shape[1]}"
+            else:
+                self._add_distances("fvd", partial(I3D, fvd, weights), ["fvd"])
         self.per_image: dict[str, list[float]] = {name: [] for name in self._measures}
 
     def _add_image_metrics(self) -> None:
@@ -134,7 +154,7 @@ class ImageMeasures:
             if reason is None:
                 # Evaluation runs in one process, whose collectives would wait for the others forever.
                 file = self.rules.reference_file if "rfid" in names else None
-                distances = FeatureDistances(make(), names, file, sync_on_compute=False)
+                distances = FeatureDistances(make(), names, file, self.cache, sync_on_compute=False)
                 self._check_weights(distances)
                 self._distances[key] = distances.to(self._device)
                 self.protocol[key] = distances.protocol | {"distances": ", ".join(names)}
@@ -156,21 +176,52 @@ class ImageMeasures:
         return None if channels in (1, 3) else f"needs 1 or 3 channels, images have {channels}"
 
     def update(
-        self, reconstructions: Float[Tensor, "b c h w"], originals: Float[Tensor, "b c h w"], keys: Sequence[str]
+        self, reconstructions: Float[Tensor, "b c *size"], originals: Float[Tensor, "b c *size"], keys: Sequence[str]
     ) -> None:
-        """Measure a batch of images in [-1, 1]."""
+        """Measure a batch of images or videos in [-1, 1]; there is a key for every image or frame."""
         with full_float32(originals.device):
             # The originals came from 8 bits; a resize may have left something between.
             originals = from_uint8(to_uint8(originals))
+            if "fvd" in self._distances:
+                self._distances["fvd"].update(
+                    to_pixels(reconstructions, self.rules.feature_rounding), to_pixels(originals)
+                )
+            reconstructions, originals = to_frames(reconstructions), to_frames(originals)
             for name, values in self.per_image.items():
                 values += self._measures[name](reconstructions, originals).tolist()
             if self._distances:
                 pixels = to_pixels(reconstructions, self.rules.feature_rounding), to_pixels(originals)
-                for distances in self._distances.values():
-                    distances.update(*pixels)
-            if self.references is not None:
-                self.references.update(originals)
-            self.examples.update(keys, self.per_image["psnr"][-len(keys) :], originals, reconstructions)
+                for name, distances in self._distances.items():
+                    if name != "fvd":
+                        distances.update(*pixels)
+            for number, (key, value) in enumerate(zip(keys, self.per_image["psnr"][-len(keys) :], strict=True)):
+                original, ours = originals[number], reconstructions[number]
+                example = partial(_example, key, value, original, ours)
+                self._worst.offer(-value, example)
+                self._best.offer(value, example)
+                self._random.offer(draw(key), example)
+                self._sample.offer(draw(key), partial(_stored, original))
+
+    def examples(self) -> dict[str, list[Example]]:
+        """``worst`` and ``best`` by PSNR, the most extreme first and none in both, and ``random`` by their keys."""
+        worst, best = self._worst.ranked(), self._best.ranked()
+        return {
+            "worst": list(worst.values()),
+            "best": [example for number, example in best.items() if number not in worst],
+            "random": list(self._random.ranked().values()),
+        }
+
+    def reference_values(self) -> list[Reference]:
+        """The trivial codecs, measured on `REFERENCE_IMAGES` images chosen by a hash of their keys."""
+        if self.references is None:
+            return []
+        sample = [original for _, original in sorted(self._sample.ranked().items())]
+        for start in range(0, len(sample), REFERENCE_BATCH):
+            self.references.update(from_uint8(torch.stack(sample[start : start + REFERENCE_BATCH])))
+        values = self.references.compute()
+        if self._sample.count > len(sample):
+            values = [dataclasses.replace(value, images=len(sample)) for value in values]
+        return values
 
     def compute(self) -> tuple[dict[str, float], dict[str, str]]:
         """Means over all images, with the distances, and the notes to them."""
@@ -181,6 +232,14 @@ class ImageMeasures:
             self.missing |= distances.missing
             notes |= {name: note for name, note in distances.notes.items() if name in metrics}
         return metrics, notes
+
+
+def _example(key: str, value: float, original: Tensor, reconstruction: Tensor) -> Example:
+    return Example(key, value, _stored(original), _stored(reconstruction))
+
+
+def _stored(image: Tensor) -> Tensor:
+    return to_uint8(image[None])[0].cpu()
 
 
 def _on_pixels(network: LPIPS, rounding: str, reconstructions: Tensor, originals: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import io
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
@@ -13,6 +14,7 @@ from vistok.metric.image import to_uint8
 
 # An error of 64 of 255 is white: small errors show, large ones still differ.
 ERROR_GAIN = 4
+GRID_FRAMES = 8
 
 
 def reconstruction_grid(
@@ -41,9 +43,22 @@ def reconstruction_grid(
     factor = max(1, -(-min_side // min(picture.shape[-2:])))
     picture = picture.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
     # A gap of two pixels between neighbours: (row image channel h w) -> (row h, image w, channel).
-    picture = torch.nn.functional.pad(picture, (0, 2, 0, 2), value=255).permute(0, 3, 1, 4, 2)
+    picture = F.pad(picture, (0, 2, 0, 2), value=255).permute(0, 3, 1, 4, 2)
     picture = picture.flatten(2, 3).flatten(0, 1)[:-2, :-2]
     return Image.fromarray(np.ascontiguousarray(picture.numpy()))
+
+
+def video_grid(
+    originals: Float[Tensor, "b c t h w"], reconstructions: Float[Tensor, "b c t h w"], min_side: int = 128
+) -> Image.Image:
+    """For every video a `reconstruction_grid` of at most `GRID_FRAMES` of its frames, evenly spread, side by side."""
+    length = originals.shape[2]
+    wanted = torch.linspace(0, length - 1, min(length, GRID_FRAMES)).round().long()
+    theirs, ours = (videos[:, :, wanted].movedim(2, 1) for videos in (originals.cpu(), reconstructions.detach().cpu()))
+    grids = [np.asarray(reconstruction_grid(*pair, min_side)) for pair in zip(theirs, ours, strict=True)]
+    gap = np.full((8, *grids[0].shape[1:]), 255, np.uint8)
+    rows = [row for grid in grids for row in (gap, grid)]
+    return Image.fromarray(np.concatenate(rows[1:]))
 
 
 def to_rgb(image: UInt8[Tensor, "c h w"]) -> UInt8[Tensor, "3 h w"]:
@@ -64,6 +79,12 @@ def error_map(reconstruction: UInt8[Tensor, "c h w"], original: UInt8[Tensor, "c
     """`ERROR_GAIN` times the absolute error, mean over channels."""
     error = (reconstruction.float() - original.float()).abs().mean(0)
     return (ERROR_GAIN * error).round().clamp(max=255).to(torch.uint8)
+
+
+def worst_window(error: UInt8[Tensor, "h w"], side: int) -> tuple[int, int]:
+    """Top and left of the square window of the largest mean error."""
+    means = F.avg_pool2d(error[None].float(), min(side, *error.shape), stride=1)[0]
+    return divmod(int(means.argmax()), means.shape[1])
 
 
 def data_uri(image: UInt8[Tensor, "*channel h w"]) -> str:

@@ -1,7 +1,7 @@
 """Plots of an evaluation, drawn with explicit figures so that no global state of matplotlib is touched."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
@@ -31,6 +32,8 @@ DARK = Theme(ink="#c3c9d1", main="#6cb0ff", other="#d9b64a", paper="#15181d")
 SERIES = ("#1f6feb", "#d1495b", "#2a9d6f", "#b07d00", "#7d5ba6", "#00868b", "#8c564b", "#6b7280")
 # A line of more points than the plot has pixels only makes the file larger.
 MAX_POINTS = 1000
+# Of a larger codebook every n-th code is drawn.
+MAX_CODES = 20_000
 
 
 def plot_usage(counts: Int[Tensor, " _"] | Sequence[Int[Tensor, " _"]], path: str | Path) -> None:
@@ -96,12 +99,57 @@ def draw_usage(axes: Axes, theme: Theme, counts: Tensor | Sequence[Tensor]) -> N
         axes.legend(frameon=False, labelcolor=theme.ink, fontsize=9)
 
 
+def draw_positions(axes: Axes, theme: Theme, entropy: Tensor) -> None:
+    """Entropy of each position: a map of a grid, frame below frame of a video, or a line of a sequence."""
+    axes.grid(visible=False)
+    if entropy.ndim == 1:
+        axes.plot(entropy.numpy(), color=theme.main, linewidth=1.6, drawstyle="steps-mid")
+        axes.set(xlabel="position in the sequence", ylabel="bits")
+        axes.set_ylim(bottom=0)
+        return
+    shown = axes.imshow(entropy.flatten(0, -2).numpy(), cmap="viridis", interpolation="nearest")
+    axes.set(xlabel="column of the grid", ylabel="row of the grid")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+    bar = axes.figure.colorbar(shown, ax=axes)
+    bar.set_label("bits", color=theme.ink)
+    bar.ax.tick_params(colors=theme.ink)
+
+
+def draw_codebook(axes: Axes, theme: Theme, points: Tensor, counts: Tensor) -> None:
+    """Codes on their principal plane, coloured by how often they occur; those that never do are hollow."""
+    shown = torch.linspace(0, len(points) - 1, min(len(points), MAX_CODES)).round().long()
+    points, counts = points[shown], counts[shown]
+    used = counts > 0
+    axes.scatter(*points[~used].T.numpy(), s=8, facecolors="none", edgecolors=theme.ink, linewidths=0.4, alpha=0.5)
+    if used.any():
+        style = {"s": 9, "cmap": "viridis", "norm": LogNorm(1, max(2, int(counts.max())))}
+        colors = axes.scatter(*points[used].T.numpy(), c=counts[used].numpy(), **style)
+        bar = axes.figure.colorbar(colors, ax=axes)
+        bar.set_label("occurrences", color=theme.ink)
+        bar.ax.tick_params(colors=theme.ink)
+    axes.set(xlabel="first principal component", ylabel="second principal component")
+
+
 def draw_psnr(axes: Axes, theme: Theme, values: Sequence[float]) -> None:
     """Distribution of the PSNR of single images."""
     axes.hist(np.asarray(values), bins=min(40, max(5, round(len(values) ** 0.5))), color=theme.main, alpha=0.8)
     axes.axvline(float(np.mean(values)), color=theme.other, linewidth=1.6, linestyle="--")
     axes.set(xlabel="PSNR of an image, dB (dashed: mean)", ylabel="images")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def draw_comparison(axes: Axes, theme: Theme, evaluations: Mapping[str, Evaluation]) -> None:
+    """PSNR against bits per pixel of several tokenizers, after entropy coding."""
+    for position, (name, evaluation) in enumerate(evaluations.items()):
+        rate, value = (evaluation.metrics.get(metric) for metric in ("coded_bits_per_pixel", "psnr"))
+        if rate is None or value is None:
+            continue
+        color = SERIES[position % len(SERIES)]
+        axes.scatter([rate], [value], c=color, s=60, zorder=3)
+        axes.annotate(name, (rate, value), (8, -4), textcoords="offset points", color=color, fontsize=10)
+    axes.set(xlabel="coded bits per pixel", ylabel="PSNR, dB")
+    axes.margins(0.3, 0.2)
 
 
 def draw_rates(axes: Axes, theme: Theme, evaluation: Evaluation) -> None:

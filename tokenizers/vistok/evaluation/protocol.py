@@ -23,6 +23,10 @@ SSIM_TEXTS = {
     "uniform_valid": "uniform window 7x7, sample variances, data range {range:g}, without 3 pixels at the border, "
     "mean over channels and images (as scikit-image)",
 }
+VIDEO_TEXT = (
+    "{count} of {frames} frames; images are their frames in every metric but FVD: those per image are means over all "
+    "frames, and images per second are frames per second"
+)
 ROUNDING_TEXTS = {"nearest": "rounded to 8 bits", "truncate": "cut off to 8 bits", "none": "not rounded"}
 
 
@@ -134,13 +138,14 @@ def describe(
     """The part of the protocol that `evaluate` fixes or finds.
 
     Args:
-        shape: ``(c, H, W)`` of an image.
-        count: Number of images.
+        shape: ``(c, H, W)`` of an image, or ``(c, T, H, W)`` of a video.
+        count: Number of images, or of frames of all videos.
         device: Where the tokenizer ran.
         dtype: Of its parameters.
         rules: What was followed.
     """
     channels, *size = shape
+    videos = {"videos": VIDEO_TEXT.format(count=count // size[0], frames=size[0])} if len(size) == 3 else {}
     autocast = torch.is_autocast_enabled(device.type)
     precision = f"{dtype}".removeprefix("torch.")
     if autocast:
@@ -151,6 +156,7 @@ def describe(
         "channels": channels,
         "value_range": "images in [-1, 1]",
         **rules.describe(),
+        **videos,
         "codebook": "exact counts over all images: utilisation = share of codes used at least once, "
         "perplexity = exp of the entropy in nats, expected_uniform_utilisation = 1 - (1 - 1/K)^tokens",
         "bits_per_pixel": "bits of the codes over pixels, without entropy coding",

@@ -148,7 +148,7 @@ class References:
 
     Args:
         size: Image size ``(H, W)`` in pixels.
-        grid: Grid of the tokenizer for this size.
+        grid: Grid of the tokenizer for this size; empty for a model that tells none.
         channels: Channels of the images.
         bits_per_pixel: Rate of the tokenizer; infinite for continuous ones.
 
@@ -168,9 +168,8 @@ class References:
             else:
                 self.missing["same-rate patch colour"] = "a continuous tokenizer has no rate to match"
         else:
-            self.missing["same-rate patch colour"] = self.missing["bicubic"] = (
-                f"the grid {tuple(grid)} is not two-dimensional"
-            )
+            reason = f"the grid {tuple(grid)} is not two-dimensional" if grid else "this model tells no grid"
+            self.missing["same-rate patch colour"] = self.missing["bicubic"] = reason
         if channels in (1, 3):
             self.codecs.append(JPEG())
         else:

@@ -29,13 +29,14 @@ def write_report(evaluation: Evaluation, folder: str | Path, title: str, command
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "metrics.json", _json(evaluation, title, command))
-    _write(folder / "report.md", _markdown(evaluation, title, command))
-    _write(folder / "report.html", html_page(evaluation, title, command))
+    write_text(folder / "metrics.json", _json(evaluation, title, command))
+    write_text(folder / "report.md", _markdown(evaluation, title, command))
+    write_text(folder / "report.html", html_page(evaluation, title, command))
     return folder
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a file completely or not at all."""
     # Renaming is atomic, so that a reader or a crash never sees half a file.
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
@@ -54,22 +55,28 @@ def _json(evaluation: Evaluation, title: str, command: str) -> str:
 
 def _markdown(evaluation: Evaluation, title: str, command: str) -> str:
     lines = [f"# {_cell(title)}", "", "## Numbers", ""]
-    lines += _table(*without_empty_columns(rows({"tokenizer": evaluation})))
+    lines += markdown_table(*without_empty_columns(rows({"tokenizer": evaluation})))
     lines += ["", "## All metrics", ""]
-    lines += _table(["metric", "value"], [[name, f"{value:.6g}"] for name, value in evaluation.metrics.items()])
+    lines += markdown_table(["metric", "value"], [[name, f"{value:.6g}"] for name, value in evaluation.metrics.items()])
     for heading, entries in (
         ("Notes", evaluation.notes),
         ("Not measured", evaluation.missing),
         ("Protocol", {name: _text(value) for name, value in evaluation.protocol.items()}),
     ):
         if entries:
-            lines += ["", f"## {heading}", "", *_table(["", ""], [[name, value] for name, value in entries.items()])]
+            lines += [
+                "",
+                f"## {heading}",
+                "",
+                *markdown_table(["", ""], [[name, value] for name, value in entries.items()]),
+            ]
     lines += ["", f"Unreadable samples: {evaluation.bad}", ""]
     lines += ["## Reproduce", "", *(f"    {line}" for line in command.split("\n"))]
     return "\n".join(lines) + "\n"
 
 
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table."""
     return ["| " + " | ".join(map(_cell, row)) + " |" for row in (head, ["---"] * len(head), *body)]
 
 

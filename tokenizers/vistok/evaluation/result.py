@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -20,6 +21,7 @@ class Reference:
         ssim: Mean over images; None where the images are too small.
         bits_per_pixel: Bits it spends, not counting what every image shares.
         note: What a reader of the numbers must know.
+        images: How many it was measured on; None: on all.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Reference:
     ssim: float | None
     bits_per_pixel: float
     note: str | None = None
+    images: int | None = None
 
 
 @dataclass
@@ -47,7 +50,7 @@ class Evaluation:
         metrics: Overall numbers. ``psnr`` (dB), ``ssim``, ``ms_ssim``, ``l1``, ``l2``, ``lpips`` (``lpips_vgg`` ... of
             several networks), ``rfid``, ``sfid``, ``kid``, ``precision``, ``recall``, ``inception_score``, ``fdd``,
             ``cmmd``, ``utilisation``, ``perplexity``, ``entropy_bits``, ``dead_codes``, ``distinct_codes``, ``tokens``,
-            ``expected_uniform_utilisation``, ``dead_bits`` of binary codes, ``bits_per_pixel``,
+            ``expected_uniform_utilisation``, ``dead_bits`` of binary codes, ``fvd`` of videos, ``bits_per_pixel``,
             ``coded_bits_per_pixel``, ``encode_images_per_second``, ``decode_images_per_second``, ``peak_memory_mib``;
             with ``train_`` in front what training measured.
         missing: Metrics that were not measured, and why.
@@ -62,6 +65,11 @@ class Evaluation:
         per_image: Columns of equal length: ``key``, and per-image values of the image metrics.
         worst: Examples of the lowest PSNR, worst first.
         best: Examples of the highest PSNR, best first, without those in `worst`.
+        random: Examples chosen by a hash of their keys, which is the same for every tokenizer.
+        position_entropy: Bits of the indices at each position, mean over codebooks, in the shape of the positions;
+            empty where it was not measured.
+        codebook_map: The codes of the one codebook on their two principal components, ``(k 2)``; empty where there
+            is no such table.
         bad: Samples the data source could not read.
     """
 
@@ -78,10 +86,13 @@ class Evaluation:
     per_image: dict[str, list[Any]] = field(default_factory=dict)
     worst: list[Example] = field(default_factory=list)
     best: list[Example] = field(default_factory=list)
+    random: list[Example] = field(default_factory=list)
+    position_entropy: Tensor = field(default_factory=lambda: torch.zeros(0))
+    codebook_map: Tensor = field(default_factory=lambda: torch.zeros(0, 2))
     bad: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """Plain types; numbers that are not finite become None, pictures and code counts are left out."""
+        """Plain types; numbers that are not finite become None; pictures, code counts and the map are left out."""
         return _plain(
             {
                 "metrics": self.metrics,
@@ -94,11 +105,20 @@ class Evaluation:
                 "per_bit": self.per_bit,
                 "worst": [{"key": example.key, "psnr": example.psnr} for example in self.worst],
                 "best": [{"key": example.key, "psnr": example.psnr} for example in self.best],
+                "random": [{"key": example.key, "psnr": example.psnr} for example in self.random],
+                "position_entropy": self.position_entropy,
                 "bad": self.bad,
                 "protocol": self.protocol,
                 "per_image": self.per_image,
             }
         )
+
+    def missing_by_reason(self) -> dict[str, list[str]]:
+        """The metrics that were not measured, by the reason why."""
+        reasons: dict[str, list[str]] = {}
+        for metric, reason in self.missing.items():
+            reasons.setdefault(reason, []).append(metric)
+        return reasons
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Evaluation":
@@ -120,6 +140,7 @@ class Evaluation:
             per_scale=dict(data.get("per_scale", {})),
             per_bit=dict(data.get("per_bit", {})),
             per_image=dict(data.get("per_image", {})),
+            position_entropy=torch.tensor(data.get("position_entropy", [])),
             bad=data.get("bad", 0),
         )
 

@@ -26,6 +26,7 @@ COLUMNS = (
     Column("LPIPS vgg", "lpips_vgg", ".4f"),
     Column("LPIPS alex", "lpips_alex", ".4f"),
     Column("rFID", "rfid", ".2f"),
+    Column("FVD", "fvd", ".1f"),
     Column("utilisation training", "train_utilisation", ".1%"),
     Column("utilisation held-out", "utilisation", ".1%"),
     Column("perplexity", "perplexity", ",.1f"),
@@ -34,6 +35,7 @@ COLUMNS = (
     Column("training images/s", "train_images_per_second", ",.0f"),
     Column("encode images/s", "encode_images_per_second", ",.0f"),
     Column("decode images/s", "decode_images_per_second", ",.0f"),
+    Column("reconstruct images/s", "reconstruct_images_per_second", ",.0f"),
 )
 MIN_WIDTH = 120
 TITLES = ("", *(column.title for column in COLUMNS))
@@ -68,11 +70,7 @@ def print_table(evaluations: Evaluation | Mapping[str, Evaluation], console: Con
     for name, evaluation in named.items():
         for metric, note in evaluation.notes.items():
             console.print(f"{name}: {metric} {note}", markup=False, highlight=False)
-    if different := differing_protocols(named):
-        warning = f"Not measured alike, they differ in: {', '.join(different)}"
-        names = [str(evaluation.protocol.get("protocol", "none")) for evaluation in named.values()]
-        if "protocol" in different:
-            warning += f" ({', '.join(names)}). Numbers of different protocols are not comparable"
+    if warning := differences(named):
         console.print(warning, markup=False, highlight=False)
 
 
@@ -82,7 +80,8 @@ def rows(named: Mapping[str, Evaluation]) -> list[list[str]]:
     for name, evaluation in named.items():
         tokenizers.append([name, *_cells(evaluation.metrics)])
         for reference in evaluation.references:
-            row = [reference.name, *_cells(vars(reference))]
+            sample = f" ({reference.images} images)" if reference.images is not None else ""
+            row = [reference.name + sample, *_cells(vars(reference))]
             references[tuple(row)] = row
     return tokenizers + list(references.values())
 
@@ -91,6 +90,16 @@ def without_empty_columns(body: list[list[str]]) -> tuple[list[str], list[list[s
     """Titles and rows without the columns that have no number in any row."""
     kept = [i for i in range(len(TITLES)) if i == 0 or any(row[i] != "-" for row in body)]
     return [TITLES[i] for i in kept], [[row[i] for i in kept] for row in body]
+
+
+def differences(named: Mapping[str, Evaluation]) -> str:
+    """A warning that evaluations were not measured alike; empty if they were."""
+    different = differing_protocols(named)
+    warning = f"Not measured alike, they differ in: {', '.join(different)}" if different else ""
+    if "protocol" in different:
+        names = [str(evaluation.protocol.get("protocol", "none")) for evaluation in named.values()]
+        warning += f" ({', '.join(names)}). Numbers of different protocols are not comparable"
+    return warning
 
 
 def differing_protocols(named: Mapping[str, Evaluation]) -> list[str]:

@@ -1,0 +1,116 @@
+"""What ``models=[...]`` takes: tokenizers, autoencoders of diffusers and functions, and what it refuses."""
+
+import pytest
+import torch
+from patch_tokenizer import PROTOCOL, make_batches
+
+import vistok
+from vistok.decoder import CNNDecoder
+from vistok.encoder import CNNEncoder
+from vistok.evaluation import evaluate
+from vistok.evaluation.models import open_models
+from vistok.quantizer import FSQ
+
+SMALL = {"base_channels": 32, "channel_multipliers": [1, 1], "num_blocks": 1, "attention": "none"}
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    parts = CNNEncoder(**SMALL), FSQ([3, 3]), CNNDecoder(**SMALL)
+    return vistok.save(vistok.Tokenizer(*parts), tmp_path / "run" / "bundle")
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A module in the working folder."""
+    (tmp_path / "third_party.py").write_text(
+        "import torch\n\n"
+        "def darker(images):\n    return (images + 1) * 0.9 - 1\n\n"
+        "def broken(images):\n    return {'sample': images}\n\n"
+        "class Model:\n    pass\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    yield "third_party"
+    __import__("sys").modules.pop("third_party", None)
+
+
+def run(model, batches):
+    return evaluate(model, batches, protocol=PROTOCOL, lpips=None, rfid=False)
+
+
+def test_a_bundle_and_its_run_folder_are_the_same_tokenizer(bundle):
+    for entry in (str(bundle), str(bundle.parent), {"load": str(bundle)}):
+        [model] = open_models([entry])
+        assert model.name == "run"
+        assert isinstance(model.model, vistok.Tokenizer)
+
+
+def test_a_name_can_be_given(bundle):
+    assert open_models([{"load": str(bundle), "name": "mine"}])[0].name == "mine"
+
+
+@pytest.mark.parametrize("entry", ["third_party:darker", {"function": "third_party:darker"}])
+def test_a_function_is_found_in_the_working_folder(entry, module):
+    [model] = open_models([entry])
+    assert model.name == "darker"
+    assert model.model(torch.ones(1)).item() == pytest.approx(0.8)
+
+
+def test_a_function_has_image_metrics_and_says_that_it_has_no_indices(module, batches):
+    [model] = open_models([f"{module}:darker"])
+    evaluation = run(model.model, batches)
+    assert evaluation.metrics["psnr"] > 10
+    assert evaluation.metrics["reconstruct_images_per_second"] > 0
+    for name in ("utilisation", "perplexity", "bits_per_pixel", "coded_bits_per_pixel"):
+        assert name not in evaluation.metrics
+        assert evaluation.missing[name] == "this model gives images and no indices"
+    assert [reference.name for reference in evaluation.references] == ["JPEG, quality 1"]
+
+
+def test_a_function_that_gives_no_images_is_refused(module, batches):
+    [model] = open_models([f"{module}:broken"])
+    with pytest.raises(ValueError, match="must give a tensor of images"):
+        run(model.model, batches)
+
+
+def test_an_autoencoder_of_diffusers_is_measured_as_its_own_code_runs_it(tmp_path):
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+    network = diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).eval()
+    network.save_pretrained(tmp_path / "vae")
+    [model] = open_models([{"diffusers": "AutoencoderKL", "path": str(tmp_path / "vae")}])
+    images = make_batches(2)[0]["images"]
+    with torch.no_grad():
+        assert torch.equal(model.model(images), network.decode(network.encode(images).latent_dist.mode()).sample)
+    assert model.name == "vae"
+    assert "psnr" in run(model.model, make_batches(2)).metrics
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("nothing/here/bundle", "no folder"),
+        ("llamagen:vq-17", "llamagen has no checkpoint 'vq-17'"),
+        ("nothing.here:function", "cannot be imported"),
+        ("third_party:lighter", "third_party has no lighter"),
+        ("third_party:Model", "must be a function"),
+        ({"function": "third_party"}, "package.module:function"),
+        ({"function": "third_party:darker", "path": "x"}, "path has no effect"),
+        ({"path": "x"}, "a model is a bundle"),
+        ({"load": "x", "diffusers": "VQModel"}, "a model is a bundle"),
+        (3, "a model is a bundle"),
+        ({"diffusers": "AutoencoderKL"}, "needs the path"),
+        ({"diffusers": "AutoencoderXY", "path": "."}, "has no model 'AutoencoderXY'"),
+        ({"diffusers": "AutoencoderKL", "path": "nowhere"}, "there is no folder"),
+        ({"function": "third_party:darker", "name": "a/b"}, "has no slash"),
+    ],
+)
+def test_what_cannot_be_loaded_is_refused_with_what_to_write(entry, message, module):
+    if isinstance(entry, dict) and "diffusers" in entry:
+        pytest.importorskip("diffusers", reason="diffusers is not installed")
+    with pytest.raises((ValueError, OSError), match=message):
+        open_models([entry])
+
+
+def test_two_models_of_one_name_are_refused(bundle):
+    with pytest.raises(ValueError, match="two models are called run: name one of them"):
+        open_models([str(bundle), str(bundle)])

@@ -1,0 +1,34 @@
+"""Several models on the same images, side by side: ``comparison.json``, ``comparison.md`` and ``comparison.html``."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from vistok.evaluation.html import comparison_page
+from vistok.evaluation.report import markdown_table, write_text
+from vistok.evaluation.result import Evaluation
+from vistok.evaluation.table import differences, rows, without_empty_columns
+
+
+def write_comparison(evaluations: Mapping[str, Evaluation], folder: str | Path, command: str) -> Path:
+    """Write the three files; the report of each model lies in the folder of its name.
+
+    Args:
+        evaluations: By name.
+        folder: Created if need be.
+        command: Command line that reproduces the numbers.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics = {name: evaluation.to_json()["metrics"] for name, evaluation in evaluations.items()}
+    write_text(folder / "comparison.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+    lines = ["# Comparison", "", *markdown_table(*without_empty_columns(rows(evaluations)))]
+    if warning := differences(evaluations):
+        lines += ["", warning]
+    lines += ["", "## Reproduce", "", *(f"    {line}" for line in command.split("\n")), ""]
+    write_text(folder / "comparison.md", "\n".join(lines))
+    write_text(folder / "comparison.html", comparison_page(evaluations, command))
+    return folder
