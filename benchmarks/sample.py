@@ -6,6 +6,10 @@ Both sides have the same number of blocks, heads and channels, the same feed-for
 of tokens, dtype and top-k sampling, random weights, and a cache of keys and values; they alternate, and the best time
 of each counts. Guided rows draw with classifier-free guidance on both sides: `transformers` runs its model twice per
 token, here one batch holds both halves.
+
+A step cannot be faster than its products with the weights, each of which is read once per token. They are measured in
+the same run, as bare products of the same shapes: through `F.linear`, as `transformers` has them, and as
+`vistok.prior.layers.multiply` has them. The last columns say how near each side comes to its own.
 """
 
 import argparse
@@ -19,13 +23,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import transformers
 from _measure import time_alternating
-from torch import Tensor
+from torch import Tensor, nn
 
 from vistok.prior import GPT, Sampling, generate
+from vistok.prior.layers import multiply
 
 TARGET = 2.0
+# Of the table, with their digits after the point.
+COLUMNS = {
+    "ours": 0,
+    "transformers": 0,
+    "ratio": 2,
+    "products": 0,
+    "share_of_products": 2,
+    "linear": 0,
+    "share_of_linear": 2,
+}
 
 
 @dataclass(frozen=True)
@@ -120,8 +136,22 @@ def theirs(setting: Setting, device: torch.device, dtype: torch.dtype) -> tuple[
     return model, lambda: model.generate(prompt, **options)
 
 
+def products(prior: GPT, rows: int, product: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], None]:
+    """Bare products with all weights of a model, once for each token of an image."""
+    weights = [module.weight.detach() for module in prior.modules() if isinstance(module, nn.Linear)]
+    inputs = {weight.shape[1]: weight.new_ones(rows, weight.shape[1]) for weight in weights}
+
+    @torch.inference_mode()
+    def run() -> None:
+        for _ in range(prior.num_steps):
+            for weight in weights:
+                product(inputs[weight.shape[1]], weight)
+
+    return run
+
+
 def measure(setting: Setting, device: torch.device, dtype: torch.dtype, repeats: int) -> dict[str, float]:
-    """Tokens per second of both, their ratio, and their numbers of parameters.
+    """Tokens per second of both and of the bare products, their ratios, and the number of parameters.
 
     Raises:
         ValueError: If the two models are of different size.
@@ -132,9 +162,18 @@ def measure(setting: Setting, device: torch.device, dtype: torch.dtype, repeats:
     sizes = [sum(value.numel() for value in model.parameters()) for model in (prior, llama)]
     if abs(sizes[0] - sizes[1]) > 4 * setting.width:  # rows of classes
         raise ValueError(f"the models have {sizes[0]} and {sizes[1]} parameters")
-    seconds = time_alternating(draw, generate_theirs, repeats)
-    rates = [setting.num_tokens * setting.batch_size / each for each in seconds]
-    return {"ours": rates[0], "transformers": rates[1], "ratio": rates[0] / rates[1], "parameters": sizes[0]}
+    rows = setting.batch_size if setting.guidance == 1 else 2 * setting.batch_size
+    sides = time_alternating(draw, generate_theirs, repeats)
+    bare = time_alternating(products(prior, rows, multiply), products(prior, rows, F.linear), repeats)
+    names = ("ours", "transformers", "products", "linear")
+    num_tokens = setting.num_tokens * setting.batch_size
+    rates = {name: num_tokens / each for name, each in zip(names, (*sides, *bare), strict=True)}
+    return rates | {
+        "ratio": rates["ours"] / rates["transformers"],
+        "share_of_products": rates["ours"] / rates["products"],
+        "share_of_linear": rates["transformers"] / rates["linear"],
+        "parameters": sizes[0],
+    }
 
 
 def main() -> None:
@@ -154,11 +193,13 @@ def main() -> None:
     device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
     settings = QUICK if arguments.quick else SETTINGS
     results = {}
-    print(f"{'case':<30}{'tokens/s':>10}{'transformers':>14}{'ratio':>8}   target {TARGET:g}")
+    columns = ("tokens/s", "transformers", "ratio", "products", "share", "F.linear", "share")
+    print(f"{'case':<30}", *(f"{column:>12}" for column in columns), f"   target of the ratio: {TARGET:g}")
     for name in arguments.cases or settings:
         result = measure(settings[name], device, dtype, arguments.repeats)
         results[name] = result | asdict(settings[name])
-        print(f"{name:<30}{result['ours']:>10.0f}{result['transformers']:>14.0f}{result['ratio']:>8.2f}", flush=True)
+        row = [f"{result[key]:>12.{digits}f}" for key, digits in COLUMNS.items()]
+        print(f"{name:<30}", *row, flush=True)
     if arguments.json:
         record = {
             "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "cpu",

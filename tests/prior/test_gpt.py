@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from vistok.prior import GPT, Sampling, generate
-from vistok.prior.layers import rotate, rotation
+from vistok.prior.layers import FEW_ROWS, multiply, rotate, rotation
+from vistok.prior.sampling import Decoder
 
 TINY = {"width": 32, "depth": 2, "num_heads": 2, "dropout": 0.0}
 FORMS = {
@@ -66,6 +67,68 @@ def test_probabilities_of_a_token_sum_to_one(prior):
     every[:, last] = torch.arange(size)
     total = prior(every, labels.expand(size))[:, last].neg().exp().sum()
     assert total.item() == pytest.approx(1, abs=1e-5)
+
+
+def test_steps_with_cached_keys_and_values_equal_the_whole_sequence_at_once(prior):
+    x = torch.randn(3, prior.num_steps, prior.width, generator=torch.Generator().manual_seed(0))
+    heads = prior.num_heads, prior.num_steps, prior.width // prior.num_heads
+    decoder = Decoder(prior.blocks, (3, *heads), x, compile=None)
+    with torch.inference_mode():
+        steps = [decoder(x[:, step], step, prior.rotation(step, step + 1)) for step in range(prior.num_steps)]
+        for block in prior.blocks:
+            x = block(x, prior.rotation(0, prior.num_steps))
+    assert torch.allclose(torch.stack(steps, 1), x, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 2, FEW_ROWS, FEW_ROWS + 1])
+def test_products_of_few_rows_are_those_of_a_linear_layer(rows):
+    x, weight = torch.randn(rows, 24), torch.randn(40, 24)
+    assert torch.allclose(multiply(x, weight), torch.nn.functional.linear(x, weight), atol=1e-5)
+
+
+def test_greedy_tokens_and_logits_are_those_of_the_llama_of_transformers():
+    transformers = pytest.importorskip("transformers")
+    prior = make(codebook_sizes=[11], grid=[7])
+    config = transformers.LlamaConfig(
+        vocab_size=15,
+        hidden_size=32,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        rms_norm_eps=1e-5,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=14,
+    )
+    llama = transformers.LlamaForCausalLM(config).eval()
+    tensors = {
+        "model.embed_tokens.weight": torch.cat([prior.token_embedding.weight, prior.class_embedding.weight]),
+        "model.norm.weight": prior.norm.weight,
+        # Rows of classes, which are never the most likely.
+        "lm_head.weight": torch.cat([prior.head.weight, torch.zeros(4, 32)]),
+    }
+    for number, block in enumerate(prior.blocks):
+        name = f"model.layers.{number}."
+        projections = zip("qkv", block.attention.qkv.weight.chunk(3), strict=True)
+        tensors |= {f"{name}self_attn.{letter}_proj.weight": weight for letter, weight in projections}
+        gate, up = block.mlp.gate_and_up.weight.chunk(2)
+        tensors |= {
+            f"{name}self_attn.o_proj.weight": block.attention.out.weight,
+            f"{name}mlp.gate_proj.weight": gate,
+            f"{name}mlp.up_proj.weight": up,
+            f"{name}mlp.down_proj.weight": block.mlp.down.weight,
+            f"{name}input_layernorm.weight": block.attention_norm.weight,
+            f"{name}post_attention_layernorm.weight": block.mlp_norm.weight,
+        }
+    llama.load_state_dict(tensors)
+    labels = torch.arange(3)
+    tokens = generate(prior, labels, Sampling(temperature=0))
+    with torch.inference_mode():
+        logits = llama(torch.cat([11 + labels[:, None], tokens[:, :-1]], 1)).logits[..., :11]
+        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")
+        assert torch.allclose(prior(tokens, labels).flatten(), losses, atol=1e-4)
+    assert torch.equal(logits.argmax(-1), tokens)
 
 
 def test_greedy_sampling_takes_the_most_likely_part_each_time(prior):

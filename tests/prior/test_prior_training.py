@@ -105,6 +105,18 @@ def test_a_saved_generator_loads_with_equal_likelihoods(tmp_path):
     assert not loaded.training
 
 
+def test_a_generator_in_bfloat16_keeps_its_rotations_and_nearly_its_likelihoods(tmp_path):
+    prior = tiny()
+    torch.nn.init.normal_(prior.head.weight)
+    save_prior(prior, tmp_path / "bundle", {})
+    loaded, _ = load_prior(tmp_path, dtype=torch.bfloat16)
+    tokens = torch.randint(9, (2, 4), generator=torch.Generator().manual_seed(0))
+    assert loaded.head.weight.dtype == torch.bfloat16
+    assert torch.equal(loaded._cosines, prior._cosines)
+    assert torch.allclose(loaded(tokens), prior(tokens), atol=0.3)
+    assert generate(loaded, torch.tensor([1])).shape == (1, 4)
+
+
 @pytest.mark.parametrize("change", [{"_target_": "os.system"}, {"format": 7}, {"colour": "red"}])
 def test_a_foreign_generator_is_refused(tmp_path, change):
     folder = save_prior(tiny(), tmp_path / "bundle", {})

@@ -1,17 +1,20 @@
 """Data sets to tokens and back: everything once, in whatever number of processes and after whatever interruption."""
 
+import io
 import json
+import tarfile
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as F
 
 import vistok
-from vistok.data import PhotosData
+from vistok.data import PhotosData, WebDatasetData
 from vistok.decoder import CNNDecoder
 from vistok.encoder import CNNEncoder
 from vistok.quantizer import FSQ
@@ -124,6 +127,29 @@ def test_random_crops_are_those_of_the_epochs_of_training(tokenizer, tmp_path):
     with torch.inference_mode():
         tokens = tokenizer.flatten(tokenizer.encode(image[None]).indices)[0]
     assert (TokenDataset(tmp_path)[4 * 3 + 2]["tokens"] == tokens).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_every_tar_file_becomes_a_file_of_its_pictures(tokenizer, tmp_path, num_workers):
+    generator = np.random.default_rng(0)
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"pictures-{shard}.tar", "w") as tar:
+            for number in range(5):
+                data = io.BytesIO()
+                Image.fromarray(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(data, "PNG")
+                for name, content in (("png", data.getvalue()), ("cls", str(number).encode())):
+                    entry = tarfile.TarInfo(f"{shard}{number}.{name}")
+                    entry.size = len(content)
+                    tar.addfile(entry, io.BytesIO(content))
+    data = WebDatasetData(
+        shards=None, val_shards=str(tmp_path / "pictures-{0..1}.tar"), image_size=16, num_workers=num_workers
+    )
+    manifest = export(Export(tokenizer, data, "flip", 1, 10, identity={}), tmp_path / "out", batch_size=4)
+    dataset = TokenDataset(tmp_path / "out")
+    names = [{key[-2:] for key in dataset.keys(number)} for number in range(2)]
+    assert names == [{f"{shard}{number}" for number in range(5)} for shard in range(2)]
+    assert manifest.num_classes == 5
+    assert manifest.check["equal_tokens"] == 1
 
 
 @pytest.mark.parametrize(

@@ -38,12 +38,15 @@ def save_prior(prior: GPT, folder: str | Path, tokens: Mapping[str, Any], *, ove
     return folder
 
 
-def load_prior(source: str | Path, device: str | torch.device = "cpu") -> tuple[GPT, dict[str, Any]]:
+def load_prior(
+    source: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[GPT, dict[str, Any]]:
     """Load a generator in evaluation mode, and what its tokens mean.
 
     Args:
         source: Its folder, a run folder that holds ``bundle/``, or the id of a Hugging Face repository.
         device: Where the weights go.
+        dtype: Of the weights; rotary positions stay float32.
 
     Raises:
         FileNotFoundError: If there is none at `source`.
@@ -63,4 +66,6 @@ def load_prior(source: str | Path, device: str | torch.device = "cpu") -> tuple[
     except TypeError as error:
         raise ValueError(f"{path} does not describe a GPT: {error}") from error
     load_tensors(prior, folder / WEIGHTS_FILE)
+    for parameter in prior.parameters():
+        parameter.data = parameter.data.to(dtype)
     return prior.to(device).eval(), tokens

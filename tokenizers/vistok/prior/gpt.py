@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vistok.config import Configurable
 from vistok.layers import recompute
-from vistok.prior.layers import Block, Rotation, rotation
+from vistok.prior.layers import Block, Rotation, multiply, rotation
 
 FORMS = ("flat", "depth")
 
@@ -224,7 +224,7 @@ class GPT(Configurable, nn.Module):
         """Logits of the codes of one part, in float32."""
         end = self.part_ends[part]
         weight = self.head.weight[end - self.part_sizes[part] : end]
-        return F.linear(self.norm(features), weight).float()
+        return multiply(self.norm(features), weight).float()
 
     def to_rows(self, tokens: Int[Tensor, "b length"]) -> Int[Tensor, "b positions parts"]:
         """Rows of the table of embeddings: tokens divided into factors, with the offset of each part."""

@@ -27,6 +27,7 @@ from vistok.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 MAX_PICTURES = 256
+DTYPES = ("float32", "bfloat16")
 
 
 def sample_from_config(config: Any) -> dict[str, Tensor]:
@@ -43,7 +44,9 @@ def sample_from_config(config: Any) -> dict[str, Tensor]:
     if (folder / "samples.safetensors").exists():
         raise FileExistsError(f"{folder} holds samples already: choose another out=")
     device = pick_device(config.device)
-    prior, meaning = load_prior(config.generator, device)
+    if config.dtype not in DTYPES:
+        raise ValueError(f"dtype must be {' or '.join(DTYPES)}, got {config.dtype!r}")
+    prior, meaning = load_prior(config.generator, device, getattr(torch, config.dtype))
     tokenizer = load_tokenizer(config.bundle, meaning["tokenizer"], device)
     settings = OmegaConf.to_container(config.sampling, resolve=True)
     sampling = Sampling(**settings)  # type: ignore[arg-type]

@@ -1,6 +1,5 @@
 """Sampling from a `GPT`, one token at a time, with cached keys and values."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vistok.prior.gpt import GPT
-from vistok.prior.layers import Cache, Rotation, Step
+from vistok.prior.layers import Rotation, Step
 
 Trunk = Callable[[Tensor, Rotation | None, Step], Tensor]
 
@@ -47,16 +46,16 @@ class Sampling:
         if not self.temperature:
             return logits.argmax(-1)
         logits = logits / self.temperature
-        if self.top_k is not None and self.top_k < logits.shape[-1]:
-            smallest = logits.topk(self.top_k).values[:, -1:]
-            logits = logits.masked_fill(logits < smallest, -math.inf)
+        order = None
+        if self.top_k is not None or self.top_p < 1:
+            # In descending order, so that what follows looks at the kept ones only.
+            logits, order = logits.topk(min(self.top_k or logits.shape[-1], logits.shape[-1]))
+        probabilities = logits.softmax(-1)
         if self.top_p < 1:
-            ordered, order = logits.sort(descending=True)
-            probabilities = ordered.softmax(-1)
             # The token that crosses the threshold stays.
-            outside = probabilities.cumsum(-1) - probabilities >= self.top_p
-            logits = logits.masked_fill(outside.scatter(1, order, outside), -math.inf)
-        return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(1)
+            probabilities *= probabilities.cumsum(-1) - probabilities < self.top_p
+        drawn = torch.multinomial(probabilities, 1, generator=generator)
+        return (drawn if order is None else order.gather(1, drawn)).squeeze(1)
 
     def guide(self, logits: Float[Tensor, "n k"]) -> Float[Tensor, "b k"]:
         """Guided logits of rows with their class, then as many without; without guidance, the rows as they are."""
@@ -71,14 +70,14 @@ class Decoder:
 
     Args:
         blocks: Of the model.
-        shape: Of a cache.
+        shape: Of the keys of a block: ``(b, heads, length, channels of a head)``.
         like: Of its device and dtype.
         compile: Backend of `torch.compile`; None: do not. A compiled step always looks at the whole cache, so it is
             compiled once.
     """
 
     def __init__(self, blocks: nn.ModuleList, shape: Sequence[int], like: Tensor, compile: str | None) -> None:
-        self.caches = [Cache(shape, like) for _ in blocks]
+        self.caches = like.new_zeros(len(blocks), 2, *shape)
         self.blocks = blocks
         self.length = shape[2]
         self.compiled = compile is not None
@@ -88,12 +87,13 @@ class Decoder:
     def __call__(self, x: Float[Tensor, "b e"], position: int, rotation: Rotation | None) -> Float[Tensor, "b e"]:
         """Output of the token at a position, whose predecessors are in the caches."""
         place = self.positions[position : position + 1]
-        static = Step(place, self.length, (self.positions <= place)[None]) if self.compiled else None
-        return self.run(x[:, None], rotation, static or Step(place, position + 1))[:, 0]
+        if self.compiled:
+            return self.run(x, rotation, Step(place, self.length, (self.positions <= place)[None]))
+        return self.run(x, rotation, Step(place, position + 1))
 
     def _run(self, x: Tensor, rotation: Rotation | None, step: Step) -> Tensor:
         for block, cache in zip(self.blocks, self.caches, strict=True):
-            x = block(x, rotation, cache, step)
+            x = block.step(x, rotation, cache, step)  # type: ignore[operator]
         return x
 
 

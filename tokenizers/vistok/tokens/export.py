@@ -11,9 +11,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +22,19 @@ from jaxtyping import Float, Int
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import Dataset, IterableDataset
 from torchvision.transforms.v2 import functional as F
 from torchvision.utils import make_grid
 
 from vistok.config import config_of
-from vistok.data import DataModule, WebDatasetData, to_uint8
-from vistok.data.collate import Batch, collate
+from vistok.data import BadSample, DataModule, WebDatasetData, to_model_range, to_uint8
+from vistok.data.collate import Batch, Sample
 from vistok.evaluation.run import pick_device
 from vistok.hub.bundle import WEIGHTS_FILE, find_bundle, load
 from vistok.hub.files import atomic_write, sha256
 from vistok.metric.image import psnr
 from vistok.tokenizer import Tokenizer
-from vistok.tokens.dataset import TokenDataset, encode_keys, read_metadata, read_shard
+from vistok.tokens.dataset import TokenDataset, encode_keys, keys_of, read_metadata, read_shard
 from vistok.tokens.layouts import check_layout, write_layout
 from vistok.tokens.manifest import Layout, Manifest, smallest_dtype
 
@@ -53,6 +52,25 @@ VIEWS = {
 # Settings of the data that do not change what is exported.
 INDIFFERENT = ("num_workers", "batch_size", "eval_batch_size")
 NUM_CHECKED = 8
+
+
+class Share(Dataset):
+    """Some items of a data set, by their number.
+
+    Args:
+        dataset: The whole, whose items are asked for by ``(epoch, number)``.
+        items: These of the share.
+    """
+
+    def __init__(self, dataset: Any, items: Sequence[tuple[int, int]]) -> None:
+        self.dataset = dataset
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, item: tuple[int, int]) -> Sample | BadSample:
+        return self.dataset[self.items[item[1]]]
 
 
 @dataclass(frozen=True)
@@ -84,6 +102,11 @@ class Export:
             raise ValueError(f"num_views={self.num_views} has no effect on views={self.views}: write num_views=1")
         if min(self.num_views, self.shard_size) < 1:
             raise ValueError(f"num_views and shard_size must be at least 1, got {self.num_views}, {self.shard_size}")
+        if not isinstance(self.data, WebDatasetData) and isinstance(self.data.eval_dataset, IterableDataset):
+            raise ValueError(
+                f"{type(self.data).__name__} cannot be divided into files: export a folder or tar files of pictures, "
+                "one data set after the other"
+            )
         if self.views == "train" and isinstance(self.data, WebDatasetData):
             raise ValueError(
                 "views=train needs pictures that can be asked for by number, which shards cannot: choose views=flip or "
@@ -126,38 +149,30 @@ class Export:
     def _dataset(self) -> Any:
         return self.data.train_dataset if self.views == "train" else self.data.eval_dataset
 
-    def batches(self, number: int, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
-        """Pictures of a file, in their order, as batches of at most `batch_size` views.
+    def batches(self, number: int, batch_size: int, num_workers: int | None = None) -> Iterator[Batch]:
+        """Pictures of a file, in their order, as batches of at most `batch_size` views; images are uint8.
 
         Args:
             number: Of the file.
             batch_size: Views of a batch; a batch has all views of at least one picture.
-            limit: Only so many pictures.
+            num_workers: Loading processes; None: as the data says.
         """
+        # The evaluation loader of the same data with fewer pictures.
+        data: Any = copy.copy(self.data)
         pictures = max(1, batch_size // len(self.view_names))
-        options: dict[str, Any] = {
-            "num_workers": 0 if limit else self.data.num_workers,
-            "pin_memory": torch.cuda.is_available(),
-            "generator": torch.Generator(),
-        }
-        if isinstance(self.data, WebDatasetData):
-            dataset = copy.copy(self.data.eval_dataset)
-            dataset.shards = [self.data.val_shards[number]]
-            dataset.batch_size = min(pictures, limit or pictures)
-            for position, batch in enumerate(DataLoader(dataset, batch_size=None, **options)):
-                if limit and position:
-                    return
-                yield batch
-            return
-        first = number * self.shard_size
-        numbers = range(first, min(first + (limit or self.shard_size), first + self.shard_size, len(self._dataset)))
-        batches = [
-            [(epoch, index) for index in numbers[start : start + pictures] for epoch in range(self.num_views)]
-            for start in range(0, len(numbers), pictures)
-        ]
-        side = self.data.image_size if self.views == "train" else self.data.eval_size
-        join = partial(collate, channels=self.data.channels, size=side)
-        yield from DataLoader(self._dataset, batch_sampler=batches, collate_fn=join, **options)
+        data.eval_batch_size = pictures * self.num_views
+        data.num_workers = data.num_workers if num_workers is None else num_workers
+        if isinstance(data, WebDatasetData):
+            data.val_shards = [data.val_shards[number]]
+        else:
+            numbers = range(len(self._dataset))[number * self.shard_size :][: self.shard_size]
+            items = [(epoch, index) for index in numbers for epoch in range(self.num_views)]
+            data.eval_dataset = Share(self._dataset, items)
+        yield from data.make_eval_loader(0, 1, raw=True)
+
+    def views_of(self, batch: Batch, device: torch.device) -> Float[Tensor, "n c s s"]:
+        """Views in [-1, 1] of the pictures of a batch, made on the device."""
+        return self.cut(to_model_range(batch["images"].to(device, non_blocking=True)))
 
     def cut(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "n c s s"]:
         """Views of pictures, those of a picture one after the other."""
@@ -169,7 +184,7 @@ class Export:
 
     def encode(self, batch: Batch, batch_size: int, device: torch.device) -> Int[Tensor, "b views length"]:
         """Tokens of all views of the pictures of a batch."""
-        views = self.cut(batch["images"].to(device, non_blocking=True))
+        views = self.views_of(batch, device)
         labels = self.tokenizer.labels_of(batch)
         if labels is not None:
             labels = labels.to(device).repeat_interleave(len(views) // len(labels))
@@ -326,10 +341,14 @@ def check_sample(work: Export, folder: Path) -> dict[str, float]:
         another size may round a few tokens to another code).
     """
     number = next(n for n in range(work.num_files) if len(read_shard(folder / work.file(n))["tokens"]))
-    batch = next(iter(work.batches(number, NUM_CHECKED, limit=NUM_CHECKED)))
+    batch = next(batch for batch in work.batches(number, NUM_CHECKED, num_workers=0) if len(batch["images"]))
     device = next(work.tokenizer.parameters()).device
-    images = work.cut(batch["images"].to(device))[:NUM_CHECKED]
-    stored = read_shard(folder / work.file(number))["tokens"].flatten(0, 1)[: len(images)].long().to(device)
+    images = work.views_of(batch, device)[:NUM_CHECKED]
+    # By name, since several loading processes of a tar file give its pictures in another order.
+    tensors = read_shard(folder / work.file(number))
+    places = {key: place for place, key in enumerate(keys_of(tensors["keys"]))}
+    rows = [places[key] for key in keys_of(encode_keys(batch["keys"][:: work.num_views]))]
+    stored = tensors["tokens"][rows].flatten(0, 1)[: len(images)].long().to(device)
     again = work.encode(batch, NUM_CHECKED, device).flatten(0, 1)[: len(images)]
     size = work.size
     decoded = work.tokenizer.decode_indices(work.tokenizer.unflatten(stored, size), size)
@@ -339,8 +358,8 @@ def check_sample(work: Export, folder: Path) -> dict[str, float]:
     }
     if work.tokenizer.output == "images":
         check["psnr"] = psnr(decoded, images).mean().item()
-        rows = to_uint8(torch.cat([images, decoded])).cpu()[:, :3]
-        picture = F.to_pil_image(make_grid(rows, nrow=len(images), padding=2, pad_value=255))
+        both = to_uint8(torch.cat([images, decoded])).cpu()[:, :3]
+        picture = F.to_pil_image(make_grid(both, nrow=len(images), padding=2, pad_value=255))
         atomic_write(folder / "sample.png", lambda path: picture.save(path, format="PNG"))
     return check
 
