@@ -10,11 +10,8 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 METRICS = (
     "train/l2",
@@ -54,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     columns = 3
     height = -(-len(options.metrics) // columns)
-    figure, axes = plt.subplots(height, columns, figsize=(4 * columns, 2.6 * height), squeeze=False)
+    figure = Figure(figsize=(4 * columns, 2.6 * height))
+    axes = figure.subplots(height, columns, squeeze=False)
     for axis, metric in zip(axes.flat, options.metrics, strict=False):
         for run in options.runs:
             label, _, folder = run.partition("=")
