@@ -1,8 +1,9 @@
 """Pictures per second of `vistok export-tokens` beside its encoder and beside one call per picture.
 
-    python benchmarks/export_tokens.py
+    python benchmarks/export_tokens.py                                     34 photographs in memory: fixed costs count
+    python benchmarks/export_tokens.py --shards '/data/val-00000.tar'       pictures of shards, loaded by one process
 
-Three ways to the tokens of the same photographs, which lie in memory: the export as a user runs it (loading, encoding,
+Three ways to the tokens of the same pictures: the export as a user runs it (loading, encoding,
 writing files, manifest and check); the encoder and quantizer alone, on batches that are loaded already; and the loop
 of LlamaGen's extraction, one call and one file per picture. The export alternates with each of the other two, and the
 best time of each counts.
@@ -17,7 +18,7 @@ import torch
 from _measure import time_alternating
 
 import vistok
-from vistok.data import PhotosData, to_model_range
+from vistok.data import PhotosData, WebDatasetData, to_model_range
 from vistok.decoder import CNNDecoder
 from vistok.encoder import CNNEncoder
 from vistok.quantizer import VectorQuantizer
@@ -31,6 +32,7 @@ TARGET_LOOP = {"cpu": 1.0, "cuda": 5.0}
 def main() -> None:
     """Print the rates and their ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", help="tar files of pictures; default: the embedded photographs")
     parser.add_argument("--size", type=int, default=128, help="side of the pictures in pixels")
     parser.add_argument("--base-channels", type=int, default=64, help="of the encoder")
     parser.add_argument("--batch-size", type=int, default=8)
@@ -44,10 +46,11 @@ def main() -> None:
     parts = CNNEncoder(**trunk), VectorQuantizer(16384, 8), CNNDecoder(**trunk)
     size = [arguments.size, arguments.size]
     tokenizer = vistok.Tokenizer(*parts, preprocessing={"size": size}).to(arguments.device).eval()
-    data = PhotosData(image_size=arguments.size, eval_size=arguments.size, num_workers=0)
+    options = {"image_size": arguments.size, "eval_size": arguments.size, "num_workers": 0}
+    data = WebDatasetData(None, arguments.shards, **options) if arguments.shards else PhotosData(**options)
     work = Export(tokenizer, data, "center", num_views=1, shard_size=10_000, identity={})
-    count = len(data.eval_dataset)
-    pictures = torch.stack([data.eval_dataset[0, number]["image"] for number in range(count)])
+    pictures = torch.cat([batch["images"] for batch in data.make_eval_loader(0, 1, raw=True)])
+    count = len(pictures)
     batches = to_model_range(pictures).to(arguments.device).split(arguments.batch_size)
 
     def whole_export() -> None:
@@ -63,7 +66,7 @@ def main() -> None:
     def one_call_per_picture() -> None:
         with tempfile.TemporaryDirectory() as folder:
             for number in range(count):
-                picture = to_model_range(data.eval_dataset[0, number]["image"])[None].to(arguments.device)
+                picture = to_model_range(pictures[number : number + 1]).to(arguments.device)
                 tokens = tokenizer.flatten(tokenizer.encode(picture).indices)
                 np.save(Path(folder) / f"{number}.npy", tokens[None].cpu().numpy())
 
