@@ -17,6 +17,7 @@ from vistok.data.bad_samples import BadSample
 from vistok.data.collate import LazySamples, Sample
 from vistok.data.decode import ORIENTATION
 from vistok.data.pictures import PictureDataset
+from vistok.data.sampler import Resumable
 from vistok.data.transforms import check_filter, mix, random_crop, random_flip, resize
 
 logger = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ class BucketDataset(Dataset):
         return LazySamples(self.__getitem__, items)
 
 
-class BucketBatchSampler(Sampler[list[tuple[int, int, int]]]):
+class BucketBatchSampler(Resumable, Sampler[list[tuple[int, int, int]]]):
     """Batches of ``(epoch, index, bucket)`` of one bucket each; all ranks have the same bucket at the same time.
 
     In every epoch the pictures of each bucket are shuffled, the rest that fills no batch of all processes is left out,
@@ -156,16 +157,6 @@ class BucketBatchSampler(Sampler[list[tuple[int, int, int]]]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self._epoch = 0
-        self._start = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next pass."""
-        self._epoch = epoch
-
-    def start_at(self, batch: int) -> None:
-        """Leave out the first `batch` batches of the next pass, and only of that; nothing is loaded to do so."""
-        self._start = batch
 
     def __len__(self) -> int:
         """Number of batches in a whole epoch, whatever `start_at` says."""

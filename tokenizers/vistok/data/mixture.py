@@ -11,12 +11,13 @@ from torch.utils.data import IterableDataset
 from vistok.data.collate import Batch
 from vistok.data.loader import TrainLoader, WatchedLoader
 from vistok.data.module import DataModule, at_least, check_epoch
+from vistok.data.sampler import Resumable
 
 # What all parts have in common, so that their pictures fit into one batch.
 SHARED = ("image_size", "eval_size", "batch_size", "eval_batch_size", "channels")
 
 
-class MixedBatches(IterableDataset):
+class MixedBatches(Resumable, IterableDataset):
     """Batches joined from the batches of several training loaders, which go through their own epochs at their own pace.
 
     Args:
@@ -35,16 +36,6 @@ class MixedBatches(IterableDataset):
         self.batch_size = batch_size
         self.world_size = world_size
         self.seed = seed
-        self._epoch = 0
-        self._start = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next pass."""
-        self._epoch = epoch
-
-    def start_at(self, batch: int) -> None:
-        """Leave out the first `batch` batches of the next pass without loading them."""
-        self._start = batch
 
     def __len__(self) -> int:
         return self.num_batches

@@ -8,7 +8,22 @@ from torch.utils.data import Sampler
 from vistok.data.transforms import mix
 
 
-class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
+class Resumable:
+    """An order of batches whose passes can begin anywhere; `TrainLoader` calls both methods before every pass."""
+
+    _epoch = 0
+    _start = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next pass."""
+        self._epoch = epoch
+
+    def start_at(self, batch: int) -> None:
+        """Leave out the first `batch` batches of the next pass; nothing is decoded to do so."""
+        self._start = batch
+
+
+class EpochBatchSampler(Resumable, Sampler[list[tuple[int, int]]]):
     """Batches of ``(epoch, index)`` pairs.
 
     The epoch travels with the index, so a data set needs no state and a worker that lives on into the next epoch needs
@@ -44,16 +59,6 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
         self.rank = rank
         self.world_size = world_size
         self.drop_last = drop_last
-        self._epoch = 0
-        self._start = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next pass."""
-        self._epoch = epoch
-
-    def start_at(self, batch: int) -> None:
-        """Leave out the first `batch` batches of the next pass, and only of that; nothing is loaded to do so."""
-        self._start = batch
 
     def __len__(self) -> int:
         """Number of batches in a whole epoch, whatever `start_at` says."""

@@ -19,6 +19,7 @@ from vistok.data.collate import Batch, LazySamples, Sample, collate
 from vistok.data.decode import BadImageError, decode_image
 from vistok.data.image_folder import EXTENSIONS
 from vistok.data.manifest import FILE_NAME, read_manifest
+from vistok.data.sampler import Resumable
 from vistok.data.transforms import mix, sample_generator
 
 IMAGE_KEYS = tuple(extension[1:] for extension in EXTENSIONS)
@@ -152,7 +153,7 @@ def read_shard(shard: Shard, report: Callable[[BadSample], None]) -> Iterator[Ra
         report(BadSample(name, "bad shard", f"{type(error).__name__}: {reason}"))
 
 
-class ShardDataset(IterableDataset):
+class ShardDataset(Resumable, IterableDataset):
     """Whole batches from a list of shards; give it to a loader with ``batch_size=None``.
 
     Shards are dealt out to the workers of all ranks; where there are fewer shards than workers, every worker reads all
@@ -225,21 +226,11 @@ class ShardDataset(IterableDataset):
         self.reduced_size = reduced_size
         self.on_bad_shard = on_bad_shard
         self._collate = partial(collate, channels=channels, size=size, raw=raw)
-        self._epoch = 0
-        self._start = 0
         if self.num_samples < 1:
             raise ValueError(
                 f"no pictures in {len(self.shards)} shards such as {self.shards[0]}: a sample needs a file that ends "
                 f"in one of {', '.join(self.extensions)}"
             )
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next pass."""
-        self._epoch = epoch
-
-    def start_at(self, batch: int) -> None:
-        """Leave out the first `batch` batches of the next pass without decoding them."""
-        self._start = batch
 
     def __len__(self) -> int:
         """Training batches per epoch and rank."""
