@@ -157,6 +157,15 @@ def test_open_clip_gives_what_its_model_gives():
     assert not any(name.startswith("model.visual") for name in text.state_dict())
 
 
+def test_features_of_all_positions_are_pooled_to_the_embeddings_of_open_clip():
+    open_clip = pytest.importorskip("open_clip")
+    text = OpenCLIPText("ViT-B-32", pooled=False).eval()
+    features, ids = text(TEXTS), open_clip.get_tokenizer("ViT-B-32")(TEXTS)
+    assert features.shape == (3, 77, text.dim)
+    ends = features[torch.arange(3), ids.argmax(1)]  # the end of a text has the largest id
+    torch.testing.assert_close(ends @ text.model.text_projection, text.model.encode_text(ids))
+
+
 def test_transformers_gives_what_its_model_gives(tmp_path):
     transformers = pytest.importorskip("transformers")
     tokenizers = pytest.importorskip("tokenizers")
@@ -174,6 +183,9 @@ def test_transformers_gives_what_its_model_gives(tmp_path):
     text = TransformersText(str(tmp_path)).eval()
     assert text(["a red fox", "two boats a red fox two boats"]).shape == (2, text.dim) == (2, 6)
     torch.testing.assert_close(text(["a red fox", "two"])[:1], text(["a red fox"]), rtol=1e-4, atol=1e-5)
+    words = TransformersText(str(tmp_path), pooled=False).eval()
+    assert words(["a red fox"]).shape == (1, 5, words.dim) == (1, 5, 8)
+    torch.testing.assert_close(words(["a red fox", "two"])[:1], words(["a red fox"]), rtol=1e-4, atol=1e-5)
 
 
 def test_the_angle_decides_and_not_the_length():

@@ -18,6 +18,7 @@ from vistok.evaluation.positions import PositionEntropy, principal_plane
 from vistok.evaluation.protocol import RECOMMENDED, Protocol, check_protocol, describe
 from vistok.evaluation.references import References
 from vistok.evaluation.result import Evaluation
+from vistok.loss.text import TextFeatures, text_features
 from vistok.metric.codebook_usage import CodebookUsage
 from vistok.metric.distances import INCEPTION_DISTANCES
 from vistok.metric.fvd import I3D_FILE
@@ -58,6 +59,7 @@ def evaluate(
     examples: int = 8,
     train_usage: Mapping[str, float] | None = None,
     cache: str | Path | None = None,
+    text_encoder: nn.Module | None = None,
 ) -> Evaluation:
     """Measure reconstructions, codebook usage and speed of a tokenizer, or of any other autoencoder.
 
@@ -89,6 +91,7 @@ def evaluate(
         train_usage: Codebook metrics measured in training, kept beside the held-out ones as ``train_*``.
         cache: Folder where the features of the originals are kept for the next evaluation on them, see
             `vistok.metric.feature_cache`; None: they are not kept.
+        text_encoder: Of tokenizers that decode with the help of the batches' ``texts``, see `vistok.loss.TextFeatures`.
 
     Raises:
         ValueError: If the protocol lacks an entry, there are no images, an image does not fit the tokenizer or is
@@ -109,7 +112,8 @@ def evaluate(
     try:
         options = {"rules": rules, "distances": wanted, "fdd": fdd, "cmmd": cmmd, "fvd": fvd}
         options |= {"weights": weights, "examples": examples, "cache": cache}
-        run = _Run(model, device, references, options)
+        texts = text_features(text_encoder, model.decoder) if isinstance(model, Tokenizer) else None
+        run = _Run(model, device, references, options, texts)
         for batch in batches:
             run.update(batch)
         return run.result(protocol, train_usage or {})
@@ -120,8 +124,16 @@ def evaluate(
 class _Run:
     """Everything accumulated in one pass."""
 
-    def __init__(self, model: Model, device: torch.device, references: bool, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        model: Model,
+        device: torch.device,
+        references: bool,
+        options: Mapping[str, Any],
+        texts: TextFeatures | None,
+    ) -> None:
         self.model, self.device, self.references, self.options = model, device, references, options
+        self.texts = texts.to(device) if texts is not None else None
         self.tokenizer = model if isinstance(model, Tokenizer) else None
         self.shape: tuple[int, ...] = ()
         self.keys: list[str] = []
@@ -141,18 +153,19 @@ class _Run:
             return
         keys = list(batch.get("keys") or (str(len(self.keys) + i) for i in range(len(images))))
         self._check_images(images, keys)
+        texts = self.texts(batch) if self.texts is not None else None
         if not self.shape:
-            self._start(images)
+            self._start(images, texts)
         names = _names(keys, images)
         self.keys += names
-        decoded = self._reconstruct(images, batch)
+        decoded = self._reconstruct(images, batch, texts)
         _check_finite(decoded, keys)
         if self.measures is not None:
             if decoded.shape != images.shape:
                 raise ValueError(f"the model gave {tuple(decoded.shape)} for images {tuple(images.shape)}")
             self.measures.update(decoded, images, names)
 
-    def _reconstruct(self, images: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    def _reconstruct(self, images: Tensor, batch: Mapping[str, Any], texts: Tensor | None) -> Tensor:
         tokenizer = self.tokenizer
         if tokenizer is None:
             return self._timed("reconstruct", num_frames(images), lambda: self.model(images))
@@ -162,7 +175,8 @@ class _Run:
         if self.usage is not None:
             self.usage.update(quantized.indices)
             self.positions.update(quantized.indices)
-        return self._timed("decode", num_frames(images), lambda: tokenizer.decode(quantized.codes, images.shape[2:]))
+        codes, size = quantized.codes, images.shape[2:]
+        return self._timed("decode", num_frames(images), lambda: tokenizer.decode(codes, size, texts))
 
     def _check_images(self, images: Tensor, keys: Sequence[str]) -> None:
         if not images.is_floating_point() or images.ndim not in (4, 5):
@@ -183,7 +197,7 @@ class _Run:
                 f"images must be in [-1, 1], got values from {low:.4g} to {high:.4g}: use pixels / 127.5 - 1"
             )
 
-    def _start(self, images: Tensor) -> None:
+    def _start(self, images: Tensor, texts: Tensor | None) -> None:
         tokenizer, size, grid, rate = self.tokenizer, tuple(images.shape[2:]), (), math.inf
         self.shape = tuple(images.shape[1:])
         if tokenizer is not None:
@@ -200,7 +214,7 @@ class _Run:
             self.measures = ImageMeasures(self.shape, self.device, references=references, **self.options)
         # The first run allocates memory and chooses kernels: it is not timed.
         if tokenizer is not None:
-            tokenizer.decode(tokenizer.encode(images).codes, size)
+            tokenizer.decode(tokenizer.encode(images).codes, size, texts)
         elif not isinstance(self.model(images), Tensor):
             raise ValueError(f"a model must give a tensor of images for images {tuple(images.shape)}")
 

@@ -20,6 +20,7 @@ from vistok.evaluation.report import write_report
 from vistok.evaluation.result import Evaluation
 from vistok.evaluation.table import print_table
 from vistok.metric.feature_cache import default_folder
+from vistok.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,9 @@ def evaluate_models(config: Any, folder: Path, command: str) -> dict[str, Any]:
         raise ValueError("models=[] names no model: models=[runs/a,runs/b]")
     rules: Protocol = instantiate(config.protocol, _convert_="all")
     data: DataModule = instantiate(config.data, **data_settings(rules, config.data), _convert_="all")
+    text_encoder = instantiate(config.text_encoder)
+    if text_encoder is not None and not any(takes_texts(model) for model in models):
+        raise ValueError("text_encoder= has no effect: none of the models decodes with the help of texts")
     evaluations: dict[str, Evaluation] = {}
     with ExitStack() as stack:
         cache = default_folder() if config.cache == "auto" else config.cache
@@ -59,7 +63,7 @@ def evaluate_models(config: Any, folder: Path, command: str) -> dict[str, Any]:
             cache = stack.enter_context(TemporaryDirectory())
         for model in models:
             target = folder / model.name if several else folder
-            evaluations[model.name] = _evaluate(config, model, data, rules, device, cache, target)
+            evaluations[model.name] = _evaluate(config, model, data, rules, device, cache, target, text_encoder)
             write_report(evaluations[model.name], target, title=model.name, command=command)
     print_table(evaluations)
     for name, evaluation in evaluations.items():
@@ -81,6 +85,7 @@ def _evaluate(
     device: torch.device,
     cache: str | Path | None,
     folder: Path,
+    text_encoder: nn.Module | None,
 ) -> Evaluation:
     bad_samples = BadSampleLog()
 
@@ -105,6 +110,7 @@ def _evaluate(
         references=config.references,
         examples=config.examples,
         cache=cache,
+        text_encoder=text_encoder if takes_texts(model) else None,
     )
     if isinstance(model.model, nn.Module):
         model.model.cpu()  # the next one finds the GPU free
@@ -112,6 +118,11 @@ def _evaluate(
         folder.mkdir(parents=True, exist_ok=True)
         log.warning("%d unreadable pictures: %s; %s", len(bad_samples), bad_samples.counts, bad_samples.write(folder))
     return evaluation
+
+
+def takes_texts(model: NamedModel) -> bool:
+    """Whether a model is a tokenizer that decodes with the help of texts."""
+    return isinstance(model.model, Tokenizer) and model.model.decoder.text_dim is not None
 
 
 def data_settings(rules: Protocol, config: Any) -> dict[str, Any]:

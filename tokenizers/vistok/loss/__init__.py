@@ -10,7 +10,7 @@ from vistok.loss.reconstruction import ReconstructionLoss
 from vistok.loss.schedule import Schedule, make_schedule
 from vistok.loss.semantic import FeatureDistillation, LatentAlignment
 from vistok.loss.term import LatentTerm, Term
-from vistok.loss.text import OpenCLIPText, TransformersText
+from vistok.loss.text import OpenCLIPText, TextFeatures, TransformersText, text_features
 
 __all__ = [
     "LPIPS",
@@ -28,11 +28,13 @@ __all__ = [
     "Schedule",
     "Term",
     "TextContrast",
+    "TextFeatures",
     "TransformersText",
     "adaptive_weight",
     "focal_frequency",
     "gram_distance",
     "info_nce",
     "make_schedule",
+    "text_features",
     "wavelet",
 ]

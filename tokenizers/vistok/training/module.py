@@ -25,6 +25,7 @@ from vistok.config import config_of
 from vistok.loss.adversarial import AdversarialLoss, adaptive_weight
 from vistok.loss.reconstruction import ReconstructionLoss
 from vistok.loss.schedule import make_schedule
+from vistok.loss.text import text_features
 from vistok.metric.codebook_usage import CodebookUsage
 from vistok.metric.image import psnr, to_frames
 from vistok.tokenizer import Reconstruction, Tokenizer
@@ -61,13 +62,15 @@ class TokenizerModule(lightning.LightningModule):
         decorrelation: Weight of the mean squared correlation between channels of the features that enter the quantizer.
         channels_last: Keep convolution weights and images in channels-last memory format, that of the kernels of GPUs.
         max_skipped_steps: Stop after this many non-finite steps in a row.
+        text_encoder: For decoders that are given texts, see `vistok.loss.TextFeatures`.
 
     Attributes:
         step_is_finite: Whether the last optimiser step was accepted.
         last_indices: Indices of the last training batch, None before the first.
 
     Raises:
-        ValueError: If a schedule has the name of no term, or the discriminator does not fit the tokenizer.
+        ValueError: If a schedule has the name of no term, or the discriminator or the text encoder does not fit the
+            tokenizer.
     """
 
     # Of the strategies that can resume one another's checkpoints.
@@ -85,12 +88,14 @@ class TokenizerModule(lightning.LightningModule):
         decorrelation: float = 0.0,
         channels_last: bool = True,
         max_skipped_steps: int = 20,
+        text_encoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
         self.loss = loss
         loss.attach(tokenizer)
         self.adversarial = adversarial
+        self.text_features = text_features(text_encoder, tokenizer.decoder)
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -141,9 +146,10 @@ class TokenizerModule(lightning.LightningModule):
                 "tokenizer's loss: use trainer.strategy=fsdp of train.py, trainer.strategy=ddp, or discriminator=none"
             )
 
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> Reconstruction:
-        """Reconstruct images in [-1, 1]; only class-specific quantizers take labels."""
-        return self.tokenizer(self._in_memory_format(images), labels)
+    def forward(self, batch: Mapping[str, Any]) -> Reconstruction:
+        """Reconstruct the ``images`` of a batch, in [-1, 1], with its ``labels`` or ``texts`` where they are used."""
+        texts = self.text_features(batch) if self.text_features is not None else None
+        return self.tokenizer(self._in_memory_format(batch["images"]), self.tokenizer.labels_of(batch), texts)
 
     def _in_memory_format(self, images: Tensor) -> Tensor:
         # Channels last is an order of four axes; a network of videos sees frames, and puts them in order by itself.
@@ -168,7 +174,7 @@ class TokenizerModule(lightning.LightningModule):
         images = batch["images"]
         weights: dict[str, Any] = self.weights()
         active = {name for name, weight in weights.items() if weight}
-        reconstruction = self(images, self.tokenizer.labels_of(batch))
+        reconstruction = self(batch)
         self.last_indices = reconstruction.quantized.indices
         terms = dict(self.loss(reconstruction, batch, active))
         measured: dict[str, Tensor] = {}
@@ -239,7 +245,7 @@ class TokenizerModule(lightning.LightningModule):
         images = batch["images"]
         if not len(images):
             return None
-        reconstruction = self(images, self.tokenizer.labels_of(batch))
+        reconstruction = self(batch)
         if self.tokenizer.output == "images":
             decibels = psnr(to_frames(reconstruction.images), to_frames(images)).mean()
             self.log("val/psnr", decibels, prog_bar=True, sync_dist=True, batch_size=len(images))

@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, LearningRateMonito
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 import vistok
 from vistok.data import DataModule
@@ -74,6 +75,7 @@ def train(config: DictConfig, folder: Path, command: str | None = None) -> dict[
     compile_networks(tokenizer, config.trainer.compile)
     trainer = make_trainer(config, folder, checkpoint)
     global_batch = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+    text_encoder = instantiate(config.text_encoder)
     sharded = config.trainer.strategy == "fsdp"
     module = (ShardedTokenizerModule if sharded else TokenizerModule)(
         tokenizer,
@@ -81,6 +83,7 @@ def train(config: DictConfig, folder: Path, command: str | None = None) -> dict[
         optimizer=instantiate(config.optimizer, _convert_="all"),  # checkpoints hold plain lists only
         scheduler=instantiate(config.scheduler, global_batch=global_batch, _convert_="all"),
         adversarial=build_adversarial(config),
+        text_encoder=text_encoder,
         **OmegaConf.to_container(config.module, resolve=True),  # type: ignore[arg-type]
     )
     if trainer.is_global_zero:
@@ -103,7 +106,7 @@ def train(config: DictConfig, folder: Path, command: str | None = None) -> dict[
     tokenizer = module.whole_tokenizer()
     if not trainer.is_global_zero:
         return {}
-    return finish(config, folder, tokenizer, data, trainer, command, started)
+    return finish(config, folder, tokenizer, data, trainer, command, started, text_encoder)
 
 
 def finish(
@@ -114,6 +117,7 @@ def finish(
     trainer: lightning.Trainer,
     command: str | None,
     started: float,
+    text_encoder: nn.Module | None,
 ) -> dict[str, Any]:
     """Evaluate the trained tokenizer, write its bundle and report, print the table."""
     # Saved at once, so that nothing that follows can lose it; what is measured is what users will load.
@@ -128,6 +132,7 @@ def finish(
         lpips=config.final.lpips,
         rfid=config.final.rfid,
         train_usage=training_usage,
+        text_encoder=text_encoder,
     )
     if training_usage:
         evaluation.notes["train_utilisation"] = (
