@@ -32,7 +32,17 @@ from vistok.training.run import (
 log = logging.getLogger(__name__)
 
 # Parts of the config that only the training of a tokenizer reads.
-TOKENIZER_ONLY = ("encoder", "quantizer", "decoder", "tokenizer", "loss", "discriminator", "module", "final")
+TOKENIZER_ONLY = (
+    "encoder",
+    "quantizer",
+    "decoder",
+    "tokenizer",
+    "loss",
+    "discriminator",
+    "module",
+    "final",
+    "pretrained",
+)
 
 
 def train_prior(config: DictConfig, folder: Path, command: str | None = None) -> dict[str, Any]:

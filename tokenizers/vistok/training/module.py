@@ -63,14 +63,16 @@ class TokenizerModule(lightning.LightningModule):
         channels_last: Keep convolution weights and images in channels-last memory format, that of the kernels of GPUs.
         max_skipped_steps: Stop after this many non-finite steps in a row.
         text_encoder: For decoders that are given texts, see `vistok.loss.TextFeatures`.
+        freeze: Names of modules of the tokenizer that do not learn: ``encoder``, ``to_codes``, ``quantizer``,
+            ``from_codes``, ``decoder``. A frozen quantizer keeps its codebook too.
 
     Attributes:
         step_is_finite: Whether the last optimiser step was accepted.
         last_indices: Indices of the last training batch, None before the first.
 
     Raises:
-        ValueError: If a schedule has the name of no term, or the discriminator or the text encoder does not fit the
-            tokenizer.
+        ValueError: If a schedule has the name of no term, `freeze` that of no module, or the discriminator or the text
+            encoder does not fit the tokenizer.
     """
 
     # Of the strategies that can resume one another's checkpoints.
@@ -89,12 +91,14 @@ class TokenizerModule(lightning.LightningModule):
         channels_last: bool = True,
         max_skipped_steps: int = 20,
         text_encoder: nn.Module | None = None,
+        freeze: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
         self.loss = loss
         loss.attach(tokenizer)
         self.adversarial = adversarial
+        self.frozen = tuple(freeze)
         self.text_features = text_features(text_encoder, tokenizer.decoder)
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
@@ -112,6 +116,7 @@ class TokenizerModule(lightning.LightningModule):
         self._batches: list[tuple[Mapping[str, Any], dict[str, Tensor]]] = []
         self._idle: list[nn.Parameter] = []
         self.usage = CodebookUsage.of(tokenizer.quantizer)
+        self._freeze(self.frozen)
         if channels_last:
             tokenizer.to(memory_format=torch.channels_last)
         if adversarial is not None:
@@ -136,6 +141,35 @@ class TokenizerModule(lightning.LightningModule):
                 f"module.schedules.{min(unknown)}: there is no such term; this run has {', '.join(sorted(scheduled))}"
             )
         self.schedules = {name: make_schedule(config) for name, config in (schedules or {}).items()}
+
+    def _freeze(self, names: Sequence[str]) -> None:
+        """Take the gradients from modules."""
+        modules = dict(self.tokenizer.named_children())
+        if unknown := set(names) - set(modules):
+            raise ValueError(f"module.freeze: there is no {min(unknown)}; this tokenizer has {', '.join(modules)}")
+        for name in names:
+            modules[name].requires_grad_(False)
+        if not any(parameter.requires_grad for parameter in self.tokenizer.parameters()):
+            raise ValueError(f"module.freeze={list(names)} leaves nothing to train: leave out one of them")
+        if "decoder" in names and self.adversarial is not None and self.adversarial.max_adaptive_weight is not None:
+            raise ValueError(
+                "the adaptive weight of the adversarial term needs a decoder that learns: set "
+                "discriminator.adversarial.max_adaptive_weight=null, or leave decoder out of module.freeze"
+            )
+        if "to_codes" in names and self.loss.adaptive:
+            raise ValueError(
+                f"the adaptive weight of {min(self.loss.adaptive)} needs a projection that learns: set "
+                "max_adaptive_weight=null, or leave to_codes out of module.freeze"
+            )
+        self.train()
+
+    def train(self, mode: bool = True) -> "TokenizerModule":
+        """Frozen modules stay in evaluation mode, but for a quantizer, which in training passes gradients on."""
+        super().train(mode)
+        for name in self.frozen:
+            if name != "quantizer":
+                getattr(self.tokenizer, name).eval()
+        return self
 
     def setup(self, stage: str) -> None:
         """Refuse a discriminator under strategies that keep a share of its parameters on each rank."""
@@ -394,10 +428,11 @@ class TokenizerModule(lightning.LightningModule):
         """Step the optimiser, then apply what quantizer and adversarial loss collected in the batches of this step."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self._batches.clear()
-        collectors = [self.tokenizer.quantizer, *([self.adversarial] if self.adversarial is not None else [])]
-        for collector in collectors:
-            (collector.update if self.step_is_finite else collector.discard)()
-        if self.step_is_finite:
+        learns = self.step_is_finite and "quantizer" not in self.frozen
+        (self.tokenizer.quantizer.update if learns else self.tokenizer.quantizer.discard)()
+        if self.adversarial is not None:
+            (self.adversarial.update if self.step_is_finite else self.adversarial.discard)()
+        if learns:
             for parameter, rows in self.tokenizer.quantizer.touched_codes:
                 clear_moments(optimizer, parameter, rows)
 

@@ -34,6 +34,7 @@ from vistok.training.callbacks import Throughput, WeightEMA
 from vistok.training.checkpoint import AtomicCheckpointIO
 from vistok.training.loggers import MetricsCSV, SafeLogger
 from vistok.training.module import TokenizerModule
+from vistok.training.pretrained import take_over
 from vistok.training.sharded import ShardedStrategy, ShardedTokenizerModule
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,10 @@ def train(config: DictConfig, folder: Path, command: str | None = None) -> dict[
     check_trainer(config)
     lightning.seed_everything(config.seed, verbose=False)
     data: DataModule = instantiate(config.data, _convert_="all")
+    start = take_over(config)
     tokenizer = build_tokenizer(config, data)
+    if start is not None:
+        start.fill(tokenizer)
     compile_networks(tokenizer, config.trainer.compile)
     trainer = make_trainer(config, folder, checkpoint)
     global_batch = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches

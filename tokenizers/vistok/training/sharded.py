@@ -71,6 +71,8 @@ class ShardedTokenizerModule(TokenizerModule):
                 "the adaptive weight needs the gradient of a whole layer, and trainer.strategy=fsdp divides it: use "
                 "the fixed weight, discriminator.adversarial.max_adaptive_weight=null, or trainer.strategy=ddp"
             )
+        if self.frozen:
+            raise ValueError("trainer.strategy=fsdp divides what learns: leave out module.freeze, or use ddp")
         if self.loss.adaptive:
             raise ValueError(
                 f"the adaptive weight of {min(self.loss.adaptive)} needs gradients of its own, which "
