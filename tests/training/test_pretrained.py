@@ -119,6 +119,8 @@ def test_a_published_checkpoint_is_fine_tuned(start, tmp_path):
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     tuned, source = (vistok.load(folder / "bundle"), vistok.load("diffusers", path=tmp_path / "vqmodel"))
     assert torch.equal(tuned.encode(images).indices, source.encode(images).indices)
+    card = (folder / "bundle" / "README.md").read_text()
+    assert "- fine-tuned from: diffusers\n- file: vqmodel\n- program: VQModel and AutoencoderKL" in card
     assert torch.equal(tuned.decode(tuned.encode(images).codes), source.decode(source.encode(images).codes))
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import vistok
 from vistok.config import config_of
+from vistok.hub.importers import origin_of
 from vistok.tokenizer import Projection, Tokenizer
 
 log = logging.getLogger(__name__)
@@ -96,6 +97,14 @@ def take_over(config: DictConfig) -> Start | None:
             config.module.whiten = False
     log.info("starting from %s of %s", ", ".join(children), settings.load)
     return Start(source, children)
+
+
+def origin(config: DictConfig) -> dict[str, Any]:
+    """What the model card of a run says about the weights that it started from."""
+    load, path = config.pretrained.load, config.pretrained.path
+    if load is None:
+        return {}
+    return {"fine-tuned from": str(load)} | (origin_of(path, load) if path is not None else {})
 
 
 def _change(plain: dict[str, Any], changes: Mapping[str, Any], parts: Sequence[str]) -> None:

@@ -34,7 +34,7 @@ from vistok.training.callbacks import Throughput, WeightEMA
 from vistok.training.checkpoint import AtomicCheckpointIO
 from vistok.training.loggers import MetricsCSV, SafeLogger
 from vistok.training.module import TokenizerModule
-from vistok.training.pretrained import take_over
+from vistok.training.pretrained import origin, take_over
 from vistok.training.sharded import ShardedStrategy, ShardedTokenizerModule
 
 log = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ def finish(
 ) -> dict[str, Any]:
     """Evaluate the trained tokenizer, write its bundle and report, print the table."""
     # Saved at once, so that nothing that follows can lose it; what is measured is what users will load.
-    bundle = vistok.save(tokenizer, folder / "bundle", overwrite=config.ckpt == "auto")
+    bundle = vistok.save(tokenizer, folder / "bundle", origin=origin(config), overwrite=config.ckpt == "auto")
     tokenizer = vistok.load(bundle, device=trainer.strategy.root_device)
     data.trainer = None  # from here on this process looks at the whole data, not at a rank's share
     training_usage = usage_on_training_crops(tokenizer, data, config.final.usage_tokens_per_code)
@@ -151,7 +151,7 @@ def finish(
     evaluation.metrics["train_seconds"] = round(time.perf_counter() - started, 1)
     usage = {name: getattr(evaluation, name) for name in ("per_codebook", "per_scale", "per_bit")}
     measured = {"metrics": evaluation.metrics, "usage": usage, "protocol": evaluation.protocol, "command": command}
-    vistok.save(tokenizer, bundle, measured=measured, overwrite=True)
+    vistok.save(tokenizer, bundle, measured=measured, origin=origin(config), overwrite=True)
     write_report(evaluation, folder, title=str(config.name), command=command or "")
     print_table({str(config.name): evaluation})
     show_paths(folder, bundle)
