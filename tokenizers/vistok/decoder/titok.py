@@ -97,6 +97,7 @@ class TiTokDecoder(Decoder):
                 f"{text_dim} and {text_length}"
             )
         self.text_dim = text_dim
+        self.teacher_codebook_size = teacher_codebook_size
         self.training_grid = patch_grid(image_size, patch_size)
         transformer = Transformer(width, depth, num_heads, mlp_ratio, gradient_checkpointing=gradient_checkpointing)
         self.trunk = LatentTransformer(transformer, patch_size, image_size, num_tokens)

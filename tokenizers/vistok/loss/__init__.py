@@ -11,6 +11,7 @@ from vistok.loss.schedule import Schedule, make_schedule
 from vistok.loss.semantic import FeatureDistillation, LatentAlignment
 from vistok.loss.term import LatentTerm, Term
 from vistok.loss.text import OpenCLIPText, TextFeatures, TransformersText, text_features
+from vistok.loss.tokens import TokenPrediction
 
 __all__ = [
     "LPIPS",
@@ -29,6 +30,7 @@ __all__ = [
     "Term",
     "TextContrast",
     "TextFeatures",
+    "TokenPrediction",
     "TransformersText",
     "adaptive_weight",
     "focal_frequency",

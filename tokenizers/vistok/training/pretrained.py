@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import vistok
 from vistok.config import config_of
+from vistok.decoder import TiTokDecoder
 from vistok.hub.importers import origin_of
 from vistok.tokenizer import Projection, Tokenizer
 
@@ -97,6 +98,46 @@ def take_over(config: DictConfig) -> Start | None:
             config.module.whiten = False
     log.info("starting from %s of %s", ", ".join(children), settings.load)
     return Start(source, children)
+
+
+@torch.no_grad()
+def second_stage(tokenizer: Tokenizer, teacher: Tokenizer) -> Tokenizer:
+    """What the second stage of TiTok begins with: a tokenizer that predicts a teacher's tokens, and that one's decoder.
+
+    Q. Yu et al.: An Image is Worth 32 Tokens, https://arxiv.org/abs/2406.07550, section 3.3. The paper then freezes
+    encoder and quantizer.
+
+    Args:
+        tokenizer: Trained with `vistok.loss.TokenPrediction`; its parts become those of the new one.
+        teacher: That of this training; its decoder becomes a part of the new one.
+
+    Raises:
+        ValueError: If the tokenizer does not predict tokens of such a teacher.
+    """
+    first, codebook = tokenizer.decoder, teacher.quantizer.codebook
+    predicted = getattr(first, "teacher_codebook_size", None)
+    if (
+        not isinstance(first, TiTokDecoder)
+        or first.pixel_decoder is not None
+        or codebook is None
+        or predicted != len(codebook)
+    ):
+        raise ValueError(
+            f"the first stage predicts tokens of its teacher: got a {type(first).__name__} of {predicted} tokens and a "
+            f"teacher with {None if codebook is None else len(codebook)} codes"
+        )
+    if not isinstance(teacher.from_codes, nn.Identity | Projection):
+        raise ValueError(
+            "the expected code of a teacher with convolutions around its quantizer is not one of its codes"
+        )
+    decoder = TiTokDecoder(**{**first._arguments, "pixel_decoder": teacher.decoder})
+    decoder.load_state_dict({**decoder.state_dict(), **first.state_dict()})
+    # An affine map of an expectation is the expectation of the mapped codes.
+    decoder.teacher_codebook.copy_(teacher.from_codes(codebook.T[None])[0].T)
+    result = Tokenizer(**{**tokenizer._arguments, "decoder": decoder})
+    for name in SIDES:
+        getattr(result, name).load_state_dict(getattr(tokenizer, name).state_dict())
+    return result.eval()
 
 
 def origin(config: DictConfig) -> dict[str, Any]:
