@@ -124,6 +124,35 @@ def test_a_published_checkpoint_is_fine_tuned(start, tmp_path):
     assert torch.equal(tuned.decode(tuned.encode(images).codes), source.decode(source.encode(images).codes))
 
 
+GAN = [
+    "discriminator=patchgan",
+    "discriminator.base_channels=32",
+    "discriminator.num_layers=1",
+    "discriminator.norm=group",
+]
+HEARD = ["discriminator.adversarial.discriminator_start=0", "discriminator.adversarial.start=0"]
+
+
+def test_the_discriminator_of_another_run_goes_on(start, compose_run, source, tmp_path):
+    config, first = start(*GAN, *HEARD)
+    train(config, first)
+    last = first / "checkpoints" / "last.ckpt"
+    plain = [each for each in TINY if not each.startswith(("encoder.", "decoder."))]
+    begin = [f"pretrained.load={first}", f"pretrained.discriminator={last}", "trainer.max_steps=1", "optimizer.lr=0"]
+    still = [*GAN, *HEARD, "discriminator.adversarial.lr=0", "scheduler.warmup_steps=0"]
+    config, second = compose_run("second", [*plain, *begin, *still])
+    train(config, second)
+    before, after = (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for folder in (first, second)
+    )
+    weights = [name for name in before if name.startswith("adversarial.discriminator.")]
+    assert weights
+    assert all(torch.equal(before[name], after[name]) for name in weights)
+    config, third = compose_run("third", [*plain, *begin, *still, "discriminator.base_channels=64"])
+    with pytest.raises(ValueError, match="give the discriminator of its run"):
+        train(config, third)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -136,6 +165,7 @@ def test_a_published_checkpoint_is_fine_tuned(start, tmp_path):
         (["pretrained.settings={quantizer: {codebook_size: 64}}"], r"is \(32, 4\) there and \(64, 4\) here"),
         (["pretrained.path=vq.pt"], "path has no effect on a bundle"),
         (["pretrained.load=null", "pretrained.path=vq.pt"], "no effect without pretrained.load"),
+        (["pretrained.discriminator=last.ckpt"], "has no effect without a discriminator"),
         (["module.freeze=[codebook]"], "module.freeze: there is no codebook; this tokenizer has encoder, to_codes"),
         (["module.freeze=[encoder,to_codes,quantizer,from_codes,decoder]"], "leaves nothing to train"),
         (["module.freeze=[decoder]", "discriminator=patchgan"], "needs a decoder that learns"),

@@ -36,3 +36,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 else "no checkpoint of that name exists yet"
             )
             raise OSError(f"could not write {path}: {reason}; {kept}") from error
+
+
+def read_checkpoint(path: Path, setting: str) -> dict[str, Any]:
+    """Content of a checkpoint of a run, its tensors left in the file until they are read.
+
+    Args:
+        path: The file.
+        setting: That named it, for the error.
+
+    Raises:
+        ValueError: If it cannot be loaded without executing code.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # of pickle, zip or torch, in many forms
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{setting}={path} is not a checkpoint that loads without executing code: {reason}") from error

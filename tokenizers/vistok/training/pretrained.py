@@ -1,7 +1,9 @@
 """Training that starts from a tokenizer: fine-tuning, a new decoder or quantizer on what another run has learned."""
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +15,9 @@ import vistok
 from vistok.config import config_of
 from vistok.decoder import TiTokDecoder
 from vistok.hub.importers import origin_of
+from vistok.loss import AdversarialLoss
 from vistok.tokenizer import Projection, Tokenizer
+from vistok.training.checkpoint import read_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +102,31 @@ def take_over(config: DictConfig) -> Start | None:
             config.module.whiten = False
     log.info("starting from %s of %s", ", ".join(children), settings.load)
     return Start(source, children)
+
+
+def fill_discriminator(adversarial: AdversarialLoss | None, checkpoint: str | Path) -> None:
+    """Copy the discriminator, and what the adversarial loss averages, from a checkpoint of another run.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If this run has no discriminator, or the checkpoint none or another.
+    """
+    where = f"pretrained.discriminator={checkpoint}"
+    if adversarial is None:
+        raise ValueError(f"{where} has no effect without a discriminator: set discriminator=patchgan, or leave it out")
+    path = Path(checkpoint).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"{where} is no file: give a checkpoint of a run, runs/.../checkpoints/last.ckpt")
+    content = read_checkpoint(path, "pretrained.discriminator")
+    theirs = json.loads(content.get("vistok_discriminator", "null"))
+    ours = json.loads(json.dumps(config_of(adversarial.discriminator)))
+    if theirs != ours:
+        raise ValueError(
+            f"{where} has {theirs or 'no discriminator'}, this run has {ours}: give the discriminator of its run"
+        )
+    prefix = "adversarial."
+    state = content["state_dict"].items()
+    adversarial.load_state_dict({key.removeprefix(prefix): each for key, each in state if key.startswith(prefix)})
 
 
 @torch.no_grad()

@@ -31,10 +31,10 @@ from vistok.hub.files import atomic_write
 from vistok.loss import AdversarialLoss
 from vistok.metric.codebook_usage import CodebookUsage
 from vistok.training.callbacks import Throughput, WeightEMA
-from vistok.training.checkpoint import AtomicCheckpointIO
+from vistok.training.checkpoint import AtomicCheckpointIO, read_checkpoint
 from vistok.training.loggers import MetricsCSV, SafeLogger
 from vistok.training.module import TokenizerModule
-from vistok.training.pretrained import origin, take_over
+from vistok.training.pretrained import fill_discriminator, origin, take_over
 from vistok.training.sharded import ShardedStrategy, ShardedTokenizerModule
 
 log = logging.getLogger(__name__)
@@ -79,6 +79,9 @@ def train(config: DictConfig, folder: Path, command: str | None = None) -> dict[
     compile_networks(tokenizer, config.trainer.compile)
     trainer = make_trainer(config, folder, checkpoint)
     global_batch = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+    adversarial = build_adversarial(config)
+    if config.pretrained.discriminator is not None:
+        fill_discriminator(adversarial, config.pretrained.discriminator)
     text_encoder = instantiate(config.text_encoder)
     sharded = config.trainer.strategy == "fsdp"
     module = (ShardedTokenizerModule if sharded else TokenizerModule)(
@@ -86,7 +89,7 @@ def train(config: DictConfig, folder: Path, command: str | None = None) -> dict[
         loss=instantiate(config.loss),
         optimizer=instantiate(config.optimizer, _convert_="all"),  # checkpoints hold plain lists only
         scheduler=instantiate(config.scheduler, global_batch=global_batch, _convert_="all"),
-        adversarial=build_adversarial(config),
+        adversarial=adversarial,
         text_encoder=text_encoder,
         **OmegaConf.to_container(config.module, resolve=True),  # type: ignore[arg-type]
     )
@@ -245,7 +248,7 @@ def make_loggers(config: DictConfig, checkpoint: Path | None = None) -> list[Saf
     previous, step = None, 0
     if checkpoint is not None:
         previous = checkpoint.parent.parent / "metrics.csv"
-        step = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+        step = read_checkpoint(checkpoint, "ckpt")["global_step"]
     loggers: list[SafeLogger] = []
     for name, node in (config.logger or {}).items():
         try:
@@ -369,11 +372,7 @@ def find_checkpoint(ckpt: str | None, folder: Path) -> Path | None:
         raise FileNotFoundError(
             f"ckpt={path} is not a file: pass runs/.../checkpoints/last.ckpt, or leave ckpt out to start anew"
         )
-    try:
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # of pickle, zip or torch, in many forms
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"ckpt={path} is not a checkpoint that loads without executing code: {reason}") from error
+    read_checkpoint(path, "ckpt")
     return path
 
 
