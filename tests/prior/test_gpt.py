@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from vistok.layers import transformer
 from vistok.prior import GPT, Sampling, generate
 from vistok.prior.layers import FEW_ROWS, multiply, rotate, rotation
 from vistok.prior.sampling import Decoder
@@ -227,6 +228,13 @@ def test_a_rotation_depends_on_the_difference_of_places_only():
         return (rotate(q, (cosines[i], sines[i])) * rotate(k, (cosines[j], sines[j]))).sum()
 
     assert product(3, 1).item() == pytest.approx(product(9, 7).item(), abs=1e-5)
+
+
+def test_a_rotation_by_tables_is_that_of_the_vision_transformers():
+    cosines, sines = rotation((12,), 8)
+    x = torch.randn(2, 3, 13, 8, generator=torch.Generator().manual_seed(0))
+    angles = torch.atan2(sines[:, 4:], cosines[:, 4:])
+    assert torch.allclose(rotate(x, (cosines, sines)), transformer.rotate(x, angles), atol=1e-5)
 
 
 def test_dropped_labels_are_learned_as_no_class():

@@ -126,6 +126,18 @@ def test_a_foreign_generator_is_refused(tmp_path, change):
         load_prior(folder)
 
 
+@pytest.mark.parametrize("damage", ["cut", "other"])
+def test_a_damaged_file_of_weights_is_refused(tmp_path, damage):
+    folder = save_prior(tiny(), tmp_path / "bundle", {})
+    path = folder / "model.safetensors"
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-10])
+    else:
+        save_file({"head.weight": torch.zeros(2)}, path)
+    with pytest.raises(ValueError, match=r"model\.safetensors (is not a readable|does not fit)"):
+        load_prior(folder)
+
+
 def test_a_generator_refuses_the_tokenizer_of_another(bundle):
     with pytest.raises(ValueError, match="not the tokenizer of this generator"):
         load_tokenizer(str(bundle), {"sha256": "0" * 64}, torch.device("cpu"))
@@ -134,6 +146,17 @@ def test_a_generator_refuses_the_tokenizer_of_another(bundle):
 def test_classes_are_taken_in_turn():
     assert choose_labels(None, 6, tiny()).tolist() == [0, 1, 2, 3, 0, 1]
     assert choose_labels([2, 0], 3, tiny()).tolist() == [2, 0, 2]
+
+
+@pytest.mark.parametrize("classes", [3, [], [5], ["dog"]])
+def test_classes_that_the_generator_has_not_are_refused(classes):
+    with pytest.raises(ValueError, match="classes must be a list of numbers from 0 to 3"):
+        choose_labels(classes, 2, tiny())
+
+
+def test_a_tokenizer_that_nobody_wrote_down_is_asked_for():
+    with pytest.raises(ValueError, match="set bundle="):
+        load_tokenizer(None, {"bundle": None, "sha256": ""}, torch.device("cpu"))
 
 
 def test_samples_are_written_as_tokens_images_and_a_picture(tmp_path, bundle):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from token_folder import write_tokens
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as F
 
@@ -18,11 +19,10 @@ from vistok.data import PhotosData, WebDatasetData
 from vistok.decoder import CNNDecoder
 from vistok.encoder import CNNEncoder
 from vistok.quantizer import FSQ
-from vistok.tokens import Layout, TokenDataset, TokenStream, read_manifest
+from vistok.tokens import TokenDataset, TokenStream, read_manifest
 from vistok.tokens.dataset import encode_keys, keys_of
 from vistok.tokens.export import Export, export
-from vistok.tokens.layouts import write_layout
-from vistok.tokens.manifest import Manifest, smallest_dtype
+from vistok.tokens.manifest import smallest_dtype
 
 CNN = {"base_channels": 32, "patch_size": 4, "num_blocks": 1}
 
@@ -169,23 +169,6 @@ def test_impossible_views_are_refused(tokenizer, views, num_views, message):
         work_of(tokenizer, views, num_views)
 
 
-def write_tokens(folder, counts=(3, 2), views=2, labels=True):
-    """A folder whose tokens say which picture and view they are."""
-    shards, first = [], 0
-    for number, count in enumerate(counts):
-        pictures = torch.arange(first, first + count)
-        tokens = (pictures[:, None, None] * 10 + torch.arange(views)[:, None] + torch.zeros(4)).to(torch.uint8)
-        tensors = {"tokens": tokens, "keys": encode_keys([f"picture {picture}" for picture in pictures.tolist()])}
-        save_file(tensors | ({"labels": pictures % 3} if labels else {}), folder / f"tokens-{number}.safetensors")
-        shards.append({"file": f"tokens-{number}.safetensors", "num_pictures": count, "sha256": ""})
-        first += count
-    layout = Layout([8, 8], [2, 2], [64])
-    names = [f"view{view}" for view in range(views)]
-    tokenizer = {"bundle": None, "sha256": "", "config": {}}
-    Manifest(layout, "uint8", names, first, 0, labels, 3 if labels else 0, shards, tokenizer, {}, {}).write(folder)
-    return folder
-
-
 def test_batches_of_a_loader_have_tokens_and_labels(tmp_path):
     dataset = TokenDataset(write_tokens(tmp_path))
     batch = next(iter(DataLoader(dataset, batch_size=10)))
@@ -221,27 +204,6 @@ def test_a_stream_has_another_order_in_another_epoch(tmp_path):
     assert first != [int(item["tokens"][0]) for item in stream]
     stream.set_epoch(0)
     assert first == [int(item["tokens"][0]) for item in stream]
-
-
-def test_llamagens_files_hold_all_views_of_a_picture(tmp_path):
-    folder = write_layout(TokenDataset(write_tokens(tmp_path)), "llamagen")
-    codes = np.load(folder / "imagenet8_codes" / "3.npy")
-    assert codes.dtype == np.int64
-    assert codes.tolist() == [[[30] * 4, [31] * 4]]
-    assert np.load(folder / "imagenet8_labels" / "3.npy").tolist() == [0]
-    assert len(list((folder / "imagenet8_codes").iterdir())) == 5
-
-
-def test_rars_lines_are_one_per_view(tmp_path):
-    folder = write_layout(TokenDataset(write_tokens(tmp_path)), "rar")
-    lines = [json.loads(line) for line in (folder / "tokens.jsonl").read_text().splitlines()]
-    assert len(lines) == 10
-    assert lines[3] == {"class_id": 1, "tokens": [11] * 4}
-
-
-def test_layouts_of_classes_need_labels(tmp_path):
-    with pytest.raises(ValueError, match="write layouts="):
-        write_layout(TokenDataset(write_tokens(tmp_path, labels=False)), "rar")
 
 
 def test_names_of_pictures_survive(tmp_path):

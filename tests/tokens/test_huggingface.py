@@ -20,7 +20,7 @@ def tokenizer_of(quantizer):
     return Tokenizer(CNNEncoder(**CNN), quantizer, CNNDecoder(**CNN), preprocessing={"size": [8, 12]}).eval()
 
 
-def llama():
+def llama(**options):
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=TEXT,
@@ -33,6 +33,7 @@ def llama():
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,
+        **options,
     )
     return transformers.LlamaForCausalLM(config).eval()
 
@@ -42,10 +43,10 @@ def tokenizer(request):
     return tokenizer_of(request.param)
 
 
-def extended(tokenizer, **options):
+def extended(tokenizer, tied=False, **options):
     from vistok.tokens.huggingface import extend_vocabulary
 
-    model = llama()
+    model = llama(tie_word_embeddings=tied)
     return model, extend_vocabulary(model, tokenizer, **options)
 
 
@@ -61,6 +62,50 @@ def test_rows_of_text_stay_as_they_are(tokenizer):
     before = llama().get_input_embeddings().weight
     model, _ = extended(tokenizer)
     assert torch.equal(model.get_input_embeddings().weight[:TEXT], before)
+
+
+def test_tied_embeddings_stay_tied_and_start_from_the_codebook_on_both_sides():
+    tokenizer = tokenizer_of(VectorQuantizer(codebook_size=16, dim=4))
+    model, vocabulary = extended(tokenizer, tied=True, from_codebook=True)
+    rows = model.get_input_embeddings().weight
+    assert rows is model.get_output_embeddings().weight
+    assert torch.pdist(rows[vocabulary.starts[0] :]).min() > 0
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_that_is_saved_and_loaded_again_knows_its_images(tokenizer, tmp_path, tied):
+    from vistok.tokens.huggingface import interleave, vocabulary_of
+
+    model, vocabulary = extended(tokenizer, tied=tied)
+    model.save_pretrained(tmp_path)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert vocabulary_of(loaded) == vocabulary
+    tokens = tokenizer.flatten(tokenizer.encode(torch.zeros(1, 3, 8, 12)).indices)
+    sequence = interleave([[1, 5], tokens], vocabulary)[None]
+    with torch.inference_mode():
+        assert torch.equal(model(sequence).logits, loaded(sequence).logits)
+
+
+def test_a_model_without_images_says_so():
+    from vistok.tokens.huggingface import vocabulary_of
+
+    with pytest.raises(ValueError, match="call extend_vocabulary"):
+        vocabulary_of(llama())
+
+
+def test_rows_that_pad_the_vocabulary_are_never_drawn(tokenizer):
+    from vistok.tokens.huggingface import ImageLogitsProcessor
+
+    model, vocabulary = extended(tokenizer)
+    model.resize_token_embeddings(pad_to_multiple_of=64)
+    rows = model.get_output_embeddings().weight.shape[0]
+    assert rows % 64 == 0
+    assert rows > vocabulary.size
+    in_text, in_image = torch.tensor([[1, 5]]), torch.tensor([[1, vocabulary.begin]])
+    for ids in (in_text, in_image):
+        scores = ImageLogitsProcessor(vocabulary)(ids, torch.zeros(1, rows))
+        assert scores[:, vocabulary.size :].isneginf().all()
+        assert scores.isfinite().any()
 
 
 def test_neighbouring_codes_start_as_neighbours_when_the_codebook_is_wanted():
@@ -124,6 +169,31 @@ def test_generation_after_the_begin_mark_is_one_whole_image_then_text(tokenizer)
     assert images.shape == (1, 3, 8, 12)
 
 
+def test_a_model_that_begins_images_by_itself_draws_several_in_each_row_of_a_batch(tokenizer):
+    from vistok.tokens.huggingface import ImageLogitsProcessor, split_images
+
+    model, vocabulary = extended(tokenizer)
+    length = vocabulary.layout.length
+    # Padded on the left, one row inside an image already.
+    prompt = torch.tensor([[0, 0, 1, 5], [0, 1, vocabulary.begin, vocabulary.starts[0]]])
+    torch.manual_seed(0)
+    generated = model.generate(
+        prompt,
+        attention_mask=(prompt > 0).long(),
+        do_sample=True,
+        max_new_tokens=2 * (length + 2),
+        min_new_tokens=2 * (length + 2),
+        sequence_bias=[[[vocabulary.begin], 50.0]],
+        logits_processor=[ImageLogitsProcessor(vocabulary)],
+    )
+    for row in generated:
+        texts, tokens = split_images(row, vocabulary)
+        assert tokens.shape == (2, length)
+        assert all((text < TEXT).all() for text in texts)
+        images = tokenizer.decode_indices(tokenizer.unflatten(tokens, (8, 12)), (8, 12))
+        assert images.shape == (2, 3, 8, 12)
+
+
 def test_only_the_end_mark_follows_a_whole_image(tokenizer):
     from vistok.tokens.huggingface import ImageLogitsProcessor, interleave
 
@@ -150,4 +220,15 @@ def test_an_image_with_text_inside_is_an_error(tokenizer):
     _, vocabulary = extended(tokenizer)
     sequence = torch.tensor([vocabulary.begin, *[5] * vocabulary.layout.length, vocabulary.end])
     with pytest.raises(ValueError, match="outside its codebooks"):
+        split_images(sequence, vocabulary)
+
+
+def test_an_image_without_its_end_is_an_error(tokenizer):
+    from vistok.tokens.huggingface import interleave, split_images
+
+    _, vocabulary = extended(tokenizer)
+    tokens = tokenizer.flatten(tokenizer.encode(torch.zeros(1, 3, 8, 12)).indices)
+    sequence = interleave([tokens, [5]], vocabulary)
+    sequence[-2] = 7
+    with pytest.raises(ValueError, match="mark of its end"):
         split_images(sequence, vocabulary)

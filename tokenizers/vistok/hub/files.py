@@ -49,6 +49,7 @@ def atomic_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
     Raises:
         FileExistsError: If `folder` exists, is not empty and `overwrite` is false.
+        OSError: If another process put a folder there meanwhile and `overwrite` is false.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -62,7 +63,7 @@ def atomic_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
-        if folder.exists():
+        if overwrite and folder.exists():
             # A folder cannot be replaced in one step: the old one steps aside until the new one has its name.
             aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
             folder.replace(aside)

@@ -9,7 +9,15 @@ import torch
 from safetensors.torch import save_file
 
 from vistok.config import config_of
-from vistok.hub.bundle import CONFIG_FILE, WEIGHTS_FILE, find_bundle, load_tensors
+from vistok.hub.bundle import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Unfilled,
+    find_bundle,
+    load_tensors,
+    read_shapes,
+    refuse_other_shapes,
+)
 from vistok.hub.files import atomic_folder
 from vistok.prior.gpt import GPT
 
@@ -58,13 +66,18 @@ def load_prior(
         config = json.loads(path.read_text(encoding="utf-8"))
         target, version, tokens = (config.pop(key) for key in ("_target_", "format", "tokens"))
     except (ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is not the config of a generator of vistok: {error!r}") from error
+        raise ValueError(
+            f"{path} is not the config of a generator, which train.py prior=gpt writes: {error!r}"
+        ) from error
     if target != TARGET or version != FORMAT:
         raise ValueError(f"{path} describes {target!r} in format {version!r}; this reads {TARGET} in format {FORMAT}")
+    shapes = read_shapes(folder / WEIGHTS_FILE)
     try:
-        prior = GPT(**config)
-    except TypeError as error:
+        with Unfilled(shapes.values()):
+            prior = GPT(**config)
+    except Exception as error:  # any value may stand where a number is expected
         raise ValueError(f"{path} does not describe a GPT: {error}") from error
+    refuse_other_shapes(prior, shapes, folder / WEIGHTS_FILE)
     load_tensors(prior, folder / WEIGHTS_FILE)
     for parameter in prior.parameters():
         parameter.data = parameter.data.to(dtype)

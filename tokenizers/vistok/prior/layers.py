@@ -78,7 +78,11 @@ def rotation(grid: Sequence[int], channels: int, base: float = 10_000.0) -> tupl
 
 
 def rotate(x: Float[Tensor, "*b n c"], by: Rotation) -> Float[Tensor, "*b n c"]:
-    """Rotate pairs of channels, the i-th one of the first half with the i-th one of the second half, in float32."""
+    """Rotate pairs of channels, the i-th one of the first half with the i-th one of the second half, in float32.
+
+    What `vistok.layers.transformer.rotate` does with angles, from tables and in three kernels: a step of sampling has
+    so little to compute that it takes as long as its kernels take to start.
+    """
     cosines, sines = by
     return torch.addcmul(x * cosines, x.roll(x.shape[-1] // 2, -1), sines).to(x.dtype)
 

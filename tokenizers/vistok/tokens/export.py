@@ -50,7 +50,16 @@ VIEWS = {
     ),
 }
 # Settings of the data that do not change what is exported.
-INDIFFERENT = ("num_workers", "batch_size", "eval_batch_size")
+INDIFFERENT = (
+    "num_workers",
+    "batch_size",
+    "eval_batch_size",
+    "shuffle_buffer",
+    "max_bad",
+    "max_bad_share",
+    "worker_timeout",
+    "worker_restarts",
+)
 NUM_CHECKED = 8
 
 
@@ -370,8 +379,11 @@ def export_from_config(config: Any) -> Manifest | None:
     Raises:
         ValueError: If the config asks for something impossible.
     """
-    for layout in config.layouts:
+    layouts = [config.layouts] if isinstance(config.layouts, str) else list(config.layouts)
+    for layout in layouts:
         check_layout(layout)
+    if config.batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {config.batch_size}")
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = pick_device(config.device)
     if config.device == "auto" and device.type == "cuda":
@@ -382,8 +394,8 @@ def export_from_config(config: Any) -> Manifest | None:
     side = tokenizer.default_size[-1] if config.size is None and tokenizer.default_size else config.size
     if side is None:
         raise ValueError("the tokenizer does not say its training size: set size=256, in pixels")
-    # Ten crops are cut from a picture that is a little larger.
-    enlarged = round(side * config.ten_crop_scale) if config.views == "ten_crop" else side
+    # Ten crops are cut from a picture that is a little larger, rounded down as LlamaGen and RAR do.
+    enlarged = int(side * config.ten_crop_scale) if config.views == "ten_crop" else side
     settings |= {"image_size": side, "eval_size": enlarged, "channels": tokenizer.channels}
     data: DataModule = instantiate(settings, _convert_="all")
     identity = {
@@ -395,7 +407,7 @@ def export_from_config(config: Any) -> Manifest | None:
     manifest = export(work, folder, config.batch_size, rank, world_size, bundle)
     if manifest is not None:
         dataset = TokenDataset(folder)
-        written = [str(write_layout(dataset, layout)) for layout in config.layouts]
+        written = [str(write_layout(dataset, layout)) for layout in layouts]
         log.info(
             "%d pictures x %d views of %d tokens (%s) in %s; %d could not be read; the sample decodes to %.2f dB%s",
             manifest.num_pictures,

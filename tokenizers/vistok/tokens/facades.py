@@ -4,8 +4,10 @@ The calls are those of the programs named in each class; where a program draws o
 quantizer's own losses, weighted and added.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,12 +15,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vistok.quantizer import MultiScaleQuantizer, ResidualQuantizer, VectorQuantizer
-from vistok.quantizer.base import Quantized
+from vistok.quantizer.base import Quantized, Quantizer
+from vistok.quantizer.binary import BinaryQuantizer
 from vistok.tokenizer import Tokenizer
 
 
 class Facade(nn.Module):
-    """A tokenizer in evaluation mode under another program's calls.
+    """A tokenizer under another program's calls, in evaluation mode whatever the program says.
 
     Args:
         tokenizer: What does the work.
@@ -26,12 +29,16 @@ class Facade(nn.Module):
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()
-        self.tokenizer = tokenizer.eval()
+        self.tokenizer = tokenizer
+        self.eval()
+
+    def train(self, mode: bool = True) -> "Facade":
+        """Stay in evaluation mode, also inside a generator that trains."""
+        return super().train(False)
 
     def loss(self, quantized: Quantized) -> Float[Tensor, ""]:
         """The losses of the quantizer, weighted and added."""
-        weights = self.tokenizer.quantizer.loss_weights
-        return sum((weights[name] * value for name, value in quantized.losses.items()), quantized.codes.new_zeros(()))
+        return _loss(self.tokenizer.quantizer, quantized)
 
     def require(self, fits: bool, what: str) -> None:
         """Raise a ValueError unless the tokenizer fits."""
@@ -43,8 +50,35 @@ class Facade(nn.Module):
             )
 
 
+class CodeTable(nn.Module):
+    """A codebook with the calls of ``torch.nn.Embedding``.
+
+    Args:
+        quantizer: With one codebook.
+    """
+
+    def __init__(self, quantizer: Quantizer) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+
+    @property
+    def weight(self) -> Float[Tensor, "k d"]:
+        """All codes.
+
+        Raises:
+            ValueError: If there are too many to list.
+        """
+        if self.quantizer.codebook is None:
+            raise ValueError(f"the {self.quantizer.codebook_size} codes of this tokenizer are not kept as a table")
+        return self.quantizer.codebook
+
+    def forward(self, input: Int[Tensor, "b *grid"]) -> Float[Tensor, "b *grid d"]:
+        """Codes of indices."""
+        return self.quantizer.indices_to_codes(input.long()).movedim(1, -1)
+
+
 class TamingTokenizer(Facade):
-    """As taming-transformers, LlamaGen and Janus call their ``VQModel``; images in [-1, 1].
+    """As taming-transformers, LlamaGen, Halton-MaskGIT and Janus call their ``VQModel``; images in [-1, 1].
 
     Args:
         tokenizer: Of images, with one codebook.
@@ -90,7 +124,7 @@ class TamingTokenizer(Facade):
 
 
 class CodebookEntries(nn.Module):
-    """The look-up of taming's and LlamaGen's ``VectorQuantizer``.
+    """The ``VectorQuantizer`` of taming, LlamaGen and diffusers.
 
     Args:
         tokenizer: With one codebook.
@@ -99,6 +133,12 @@ class CodebookEntries(nn.Module):
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.quantizer = tokenizer.quantizer
+        self.embedding = CodeTable(tokenizer.quantizer)
+
+    def forward(self, z: Float[Tensor, "b d h w"]) -> tuple[Tensor, Tensor, tuple[None, None, Tensor]]:
+        """``(codes (b d h w), loss, (perplexity, encodings, indices (b*h*w,)))``; the two in between are None."""
+        quantized = self.quantizer(z)
+        return quantized.codes, _loss(self.quantizer, quantized), (None, None, quantized.indices.flatten())
 
     @property
     def n_e(self) -> int:
@@ -133,6 +173,141 @@ def _without_channels(shape: Sequence[int], channel_first: bool) -> tuple[int, .
     return (shape[0], *(shape[2:] if channel_first else shape[1:-1]))
 
 
+def _loss(quantizer: Quantizer, quantized: Quantized) -> Float[Tensor, ""]:
+    weighted = (quantizer.loss_weights[name] * value for name, value in quantized.losses.items())
+    return sum(weighted, quantized.codes.new_zeros(()))
+
+
+class OpenMAGVIT2Tokenizer(Facade):
+    """As the generator of Open-MAGVIT2 calls its ``VQModel``; images in [-1, 1].
+
+    Args:
+        tokenizer: Of images, with one codebook of bits whose first channel is the least significant one, as `LFQ`.
+        factors: Channels of the two parts of a code that the generator predicts, such as ``(6, 12)``
+            (``factorized_bits`` there); None: it predicts whole codes.
+
+    Attributes:
+        quantize: Has ``get_codebook_entry``.
+
+    Raises:
+        ValueError: If the tokenizer is another, or `factors` do not divide its code.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, factors: Sequence[int] | None = None) -> None:
+        super().__init__(tokenizer)
+        quantizer = tokenizer.quantizer
+        fits = isinstance(quantizer, BinaryQuantizer) and quantizer.bit_order == "lsb_first"
+        one = quantizer.num_codebooks == 1 and tokenizer.encoder.layout == "image"
+        self.require(fits and one, "grids with one codebook of bits, bit_order=lsb_first")
+        if factors is not None and (len(factors) != 2 or sum(factors) != quantizer.dim or min(factors) < 1):
+            raise ValueError(f"factors must be two numbers of bits that add up to {quantizer.dim}, got {list(factors)}")
+        self.factors = factors
+        self.quantize = BitEntries(quantizer, factors)
+
+    def encode(self, x: Float[Tensor, "b c H W"]) -> tuple[Tensor, Tensor, Any, None]:
+        """``(codes (b d h w), loss, indices (b*h*w,), None)``; with factors, indices of both parts as a tuple."""
+        quantized = self.tokenizer.encode(x)
+        indices: Any = quantized.indices.flatten()
+        if self.factors:
+            indices = indices % 2 ** self.factors[0], indices >> self.factors[0]
+        return quantized.codes, self.loss(quantized), indices, None
+
+    def decode(self, quant: Float[Tensor, "b d h w"]) -> Float[Tensor, "b c H W"]:
+        """Images of codes."""
+        return self.tokenizer.decode(quant)
+
+
+class BitEntries(nn.Module):
+    """The look-up of Open-MAGVIT2's ``LFQ``.
+
+    Args:
+        quantizer: With one codebook of bits.
+        factors: See `OpenMAGVIT2Tokenizer`.
+    """
+
+    def __init__(self, quantizer: Quantizer, factors: Sequence[int] | None) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+        self.factors = factors
+
+    def get_codebook_entry(
+        self, x: Int[Tensor, "..."], bhwc: Sequence[int], order: str | None = None
+    ) -> Float[Tensor, "b d h w"]:
+        """Codes of indices; with factors, the first channels of those of ``order="pre"``, or the last of ``"post"``."""
+        b, *grid = _without_channels(bhwc, False)
+        x = x.long().view(b, *grid)
+        if self.factors is None:
+            return self.quantizer.indices_to_codes(x)
+        first = self.factors[0]
+        if order == "pre":
+            return self.quantizer.indices_to_codes(x)[:, :first]
+        return self.quantizer.indices_to_codes(x << first)[:, first:]
+
+
+class DiffusersTokenizer(Facade):
+    """As the pipelines of diffusers call their ``VQModel``.
+
+    Args:
+        tokenizer: Of images, with one codebook.
+        unit_range: Whether images are in [0, 1], as for aMUSEd, or in [-1, 1], as for VQ-Diffusion.
+
+    Attributes:
+        quantize: Is called with features; has ``get_codebook_entry``.
+        config: What the pipelines ask of it.
+
+    Raises:
+        ValueError: If the tokenizer is another.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, unit_range: bool = True) -> None:
+        super().__init__(tokenizer)
+        self.quantize = TamingTokenizer(tokenizer).quantize
+        self.unit_range = unit_range
+        doublings = round(math.log2(tokenizer.factor))
+        self.require(2**doublings == tokenizer.factor, "images that are 2, 4, 8, 16 ... times as large as their grid")
+        self.config = SimpleNamespace(
+            block_out_channels=(0,) * (doublings + 1),  # only counted, for the side of a cell
+            latent_channels=tokenizer.quantizer.dim,
+            vq_embed_dim=tokenizer.quantizer.dim,
+            num_vq_embeddings=tokenizer.vocab_size,
+            force_upcast=False,
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of images and features."""
+        return next(self.tokenizer.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pipeline runs."""
+        return next(self.tokenizer.parameters()).device
+
+    def encode(self, x: Float[Tensor, "b c H W"]) -> SimpleNamespace:
+        """Features before the quantizer: ``.latents (b d h w)``."""
+        images = x * 2 - 1 if self.unit_range else x
+        return SimpleNamespace(latents=self.tokenizer.to_codes(self.tokenizer.encoder(images)))
+
+    def decode(
+        self, h: Tensor, force_not_quantize: bool = False, return_dict: bool = True, shape: Sequence[int] | None = None
+    ) -> Any:
+        """Images, as ``.sample`` or as the first of a tuple.
+
+        Args:
+            h: Indices, whose grid `shape` ``(b h w d)`` tells; or features ``(b d h w)``.
+            force_not_quantize: Whether features are codes already; without effect on indices.
+            return_dict: False: a tuple.
+            shape: Of the codes of indices.
+        """
+        if not h.is_floating_point():
+            h = self.quantize.get_codebook_entry(h, shape)
+        elif not force_not_quantize:
+            h = self.quantize(h)[0]
+        images = self.tokenizer.decode(h)
+        images = (images + 1) / 2 if self.unit_range else images
+        return SimpleNamespace(sample=images) if return_dict else (images,)
+
+
 class OneDimensionalTokenizer(Facade):
     """As RAR and the MaskGIT of 1d-tokenizer call their ``PretrainedTokenizer``; images in [0, 1].
 
@@ -148,6 +323,11 @@ class OneDimensionalTokenizer(Facade):
     def encode(self, x: Float[Tensor, "b c H W"]) -> Any:
         """Indices ``(b, n)``."""
         return self.tokenizer.flatten(self.tokenizer.encode(x * 2 - 1).indices)
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Float[Tensor, "b c H W"]:
+        """Images of indices ``(b n)`` or ``(b h w)``, as `decode_tokens`."""
+        return self.decode_tokens(codes)
 
     @torch.no_grad()
     def decode_tokens(
@@ -184,9 +364,9 @@ class TiTokTokenizer(OneDimensionalTokenizer):
         return quantized.codes[:, :, None], found
 
     @torch.no_grad()
-    def decode(self, z_quantized: Float[Tensor, "b d 1 n"]) -> Float[Tensor, "b c H W"]:
+    def decode(self, codes: Float[Tensor, "b d 1 n"]) -> Float[Tensor, "b c H W"]:
         """Images of codes, of the training size."""
-        return self._to_unit(self.tokenizer.decode(z_quantized.squeeze(2), self.tokenizer.default_size))
+        return self._to_unit(self.tokenizer.decode(codes.squeeze(2), self.tokenizer.default_size))
 
 
 class RQTokenizer(Facade):
@@ -259,7 +439,7 @@ class VARTokenizer(Facade):
         tokenizer: Of images, with a pyramid of one codebook.
 
     Attributes:
-        quantize: Has ``idxBl_to_var_input``, ``get_next_autoregressive_input`` and ``embedding``.
+        quantize: Has ``idxBl_to_var_input``, ``get_next_autoregressive_input``, ``embed_to_fhat`` and ``embedding``.
 
     Raises:
         ValueError: If the tokenizer is another.
@@ -278,32 +458,39 @@ class VARTokenizer(Facade):
     def img_to_idxBl(  # noqa: N802 - the name is VAR's
         self, inp_img_no_grad: Float[Tensor, "b c H W"], v_patch_nums: Sequence[int] | None = None
     ) -> list[Tensor]:
-        """Indices ``(b side*side)`` of each scale.
+        """Indices ``(b side*side)`` of each scale; in VAR's progressive training of the first ``prog_si + 1``.
 
         Raises:
             ValueError: If `v_patch_nums` are not the tokenizer's own scales.
         """
-        if v_patch_nums is not None and list(v_patch_nums) != [height for height, _ in self.quantize.sizes]:
-            raise ValueError(f"v_patch_nums={list(v_patch_nums)}: this tokenizer has the scales {self.quantize.sizes}")
-        return list(self.tokenizer.encode(inp_img_no_grad).indices.split(self.quantize.lengths, 1))
+        if v_patch_nums is not None and list(v_patch_nums) != list(self.quantize.v_patch_nums):
+            raise ValueError(
+                f"v_patch_nums={list(v_patch_nums)}: this tokenizer has the scales {list(self.quantize.v_patch_nums)}"
+            )
+        scales = self.tokenizer.encode(inp_img_no_grad).indices.split(self.quantize.lengths, 1)
+        return list(scales if self.quantize.prog_si < 0 else scales[: self.quantize.prog_si + 1])
 
     @torch.no_grad()
-    def idxBl_to_img(  # noqa: N802 - the name is VAR's
-        self,
-        ms_idx_Bl: list[Tensor],  # noqa: N803
-        same_shape: bool = True,
-        last_one: bool = False,
-    ) -> Any:
+    def idxBl_to_img(self, ms_idx_Bl: list[Tensor], same_shape: bool = True, last_one: bool = False) -> Any:  # noqa: N802, N803
         """Images of all scales, or a list of the images of the first scale, of the first two and so on.
 
         Raises:
             ValueError: With ``same_shape=False``: all images have the size of the whole.
         """
-        if not same_shape:
-            raise ValueError("images of the first scales have the size of the whole: pass same_shape=True")
-        ends = [len(ms_idx_Bl)] if last_one else range(1, len(ms_idx_Bl) + 1)
-        images = [self.fhat_to_img(self.quantize.codes(ms_idx_Bl[:end])) for end in ends]
-        return images[0] if last_one else images
+        return self.embed_to_img(self.quantize.embed(ms_idx_Bl), same_shape, last_one)
+
+    @torch.no_grad()
+    def embed_to_img(self, ms_h_BChw: list[Tensor], all_to_max_scale: bool = True, last_one: bool = False) -> Any:  # noqa: N803
+        """The same of the codes ``(b d side side)`` of each scale."""
+        f_hats = self.quantize.embed_to_fhat(ms_h_BChw, all_to_max_scale)
+        return self.fhat_to_img(f_hats[-1]) if last_one else [self.fhat_to_img(f_hat) for f_hat in f_hats]
+
+    @torch.no_grad()
+    def img_to_reconstructed_img(
+        self, x: Float[Tensor, "b c H W"], v_patch_nums: Sequence[int] | None = None, last_one: bool = False
+    ) -> Any:
+        """What images become through all scales, or a list as of `idxBl_to_img`."""
+        return self.idxBl_to_img(self.img_to_idxBl(x, v_patch_nums), True, last_one)
 
     @torch.no_grad()
     def fhat_to_img(self, f_hat: Float[Tensor, "b d h w"]) -> Float[Tensor, "b c H W"]:
@@ -316,28 +503,49 @@ class PyramidInputs(nn.Module):
 
     Args:
         tokenizer: With a pyramid; grids are those of its training size.
+
+    Attributes:
+        embedding: The codebook.
+        v_patch_nums: Sides of the scales, or ``(h, w)`` of those that are not square.
+        prog_si: The last scale of VAR's progressive training, which sets it; -1: all.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()
         assert isinstance(tokenizer.quantizer, MultiScaleQuantizer)
         self.quantizer = tokenizer.quantizer
+        self.embedding = CodeTable(tokenizer.quantizer.part(0))
         self.grid = tokenizer.grid()
         self.sizes = self.quantizer.scale_sizes(self.grid)
         self.lengths = self.quantizer.scale_lengths(self.grid)
+        self.v_patch_nums = tuple(size[0] if len(set(size)) == 1 else size for size in self.sizes)
+        self.prog_si = -1
 
-    def embedding(self, indices: Int[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
-        """Codes of indices, before they are enlarged."""
-        return self.quantizer.part(0).indices_to_codes(indices).movedim(1, -1)
+    def embed(self, ms_idx_Bl: list[Tensor]) -> list[Tensor]:  # noqa: N803
+        """Codes ``(b d side side)`` of the first scales, before they are enlarged."""
+        found = zip(ms_idx_Bl, self.sizes, strict=False)
+        return [self.embedding(indices).movedim(-1, 1).unflatten(2, size) for indices, size in found]
 
-    def codes(self, ms_idx_Bl: list[Tensor]) -> Float[Tensor, "b d h w"]:  # noqa: N803
-        """Sum of the first scales."""
-        return self.quantizer.indices_to_codes(torch.cat(ms_idx_Bl, 1), self.grid)
+    def embed_to_fhat(self, ms_h_BChw: list[Tensor], all_to_max_scale: bool = True, last_one: bool = False) -> Any:  # noqa: N803
+        """Sums ``(b d h w)`` of the codes of the first scale, of the first two and so on, or only that of all.
+
+        Raises:
+            ValueError: With ``all_to_max_scale=False``: the sums have the grid of the whole.
+        """
+        if not all_to_max_scale:
+            raise ValueError(
+                "images of the first scales have the size of the whole: pass all_to_max_scale=True (same_shape=True)"
+            )
+        f_hats = [self.quantizer.enlarge(ms_h_BChw[0], 0, self.grid)]
+        for number, codes in enumerate(ms_h_BChw[1:], 1):
+            f_hats.append(f_hats[-1] + self.quantizer.enlarge(codes, number, self.grid))
+        return f_hats[-1] if last_one else f_hats
 
     def idxBl_to_var_input(self, gt_ms_idx_Bl: list[Tensor]) -> Float[Tensor, "b n d"]:  # noqa: N802, N803
         """Input of the transformer for the scales after the first: the sum of the scales before, reduced to each."""
-        inputs = [self.quantizer.reduce(self.codes(gt_ms_idx_Bl[:end]), end) for end in range(1, len(gt_ms_idx_Bl))]
-        return torch.cat([each.flatten(2) for each in inputs], 2).movedim(1, -1)
+        sums = self.embed_to_fhat(self.embed(gt_ms_idx_Bl[:-1]))
+        inputs = [self.quantizer.reduce(each, number).flatten(2) for number, each in enumerate(sums, 1)]
+        return torch.cat(inputs, 2).movedim(1, -1)
 
     def get_next_autoregressive_input(
         self,

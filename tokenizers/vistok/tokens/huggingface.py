@@ -8,7 +8,7 @@ Needs ``pip install vistok[text]``, which brings ``transformers``.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -77,10 +77,15 @@ class ImageVocabulary:
         return starts.repeat(self.layout.length // self.layout.depth)
 
 
+CONFIG_KEY = "image_vocabulary"
+
+
 def extend_vocabulary(
     model: Any, tokenizer: Tokenizer, size: Sequence[int] | None = None, from_codebook: bool = False
 ) -> ImageVocabulary:
     """Give a causal language model rows for the tokens of images, after the rows that it has.
+
+    Its config then says which these are, so that `vocabulary_of` finds them when the model was saved and loaded again.
 
     Args:
         model: A ``transformers`` causal language model; its embeddings, and its head, are enlarged in place. The new
@@ -104,6 +109,7 @@ def extend_vocabulary(
     vocabulary = ImageVocabulary(len(old), Layout.of(tokenizer, size))
     mean, deviation = old.detach().float().mean(0), old.detach().float().std()
     model.resize_token_embeddings(vocabulary.size)
+    setattr(model.config, CONFIG_KEY, asdict(vocabulary))
     if from_codebook and codebook is not None:
         with torch.no_grad():
             weight = model.get_input_embeddings().weight
@@ -114,6 +120,20 @@ def extend_vocabulary(
             start = vocabulary.starts[0]
             weight[start : start + len(rows)] = (mean + deviation * rows @ projection.to(rows.device)).to(weight.dtype)
     return vocabulary
+
+
+def vocabulary_of(model: Any) -> ImageVocabulary:
+    """The vocabulary that `extend_vocabulary` gave to a model, or to the model that it was loaded from.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    found = getattr(model.config, CONFIG_KEY, None)
+    if found is None:
+        raise ValueError(
+            f"this {type(model).__name__} has no tokens of images: call extend_vocabulary(model, tokenizer)"
+        )
+    return ImageVocabulary(found["first"], Layout(**found["layout"]))
 
 
 def interleave(parts: Sequence[Sequence[int] | Tensor], vocabulary: ImageVocabulary) -> Int[Tensor, " n"]:
@@ -138,7 +158,7 @@ def split_images(ids: Int[Tensor, " n"], vocabulary: ImageVocabulary) -> tuple[l
     """Text and images of a sequence: the spans of text ids between images, and the tokens of all whole images.
 
     Raises:
-        ValueError: If an image holds something else than its tokens.
+        ValueError: If an image holds something else than its tokens, or something else than its end follows.
     """
     texts, images, place = [], [], 0
     length = vocabulary.layout.length
@@ -152,6 +172,8 @@ def split_images(ids: Int[Tensor, " n"], vocabulary: ImageVocabulary) -> tuple[l
         ranges = torch.tensor([vocabulary.codes_at(position) for position in range(length)], device=ids.device)
         if not ((tokens >= ranges[:, 0]) & (tokens < ranges[:, 1])).all():
             raise ValueError(f"the image that begins at {begin} holds ids outside its codebooks")
+        if not (ids[begin + 1 + length : place] == vocabulary.end).all():
+            raise ValueError(f"the image that begins at {begin} is not followed by the mark of its end")
         images.append(vocabulary.to_tokens(tokens[None]))
     texts.append(ids[place:])
     return texts, torch.cat(images) if images else ids.new_zeros(0, length)
