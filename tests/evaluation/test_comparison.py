@@ -52,9 +52,24 @@ def test_metrics_are_by_name(folder):
     assert "utilisation" not in metrics["theirs"]
 
 
+FUNCTIONS = """
+def same(x):
+    return x
+
+def dark(x):
+    return 0.9 * x
+
+def broken(x):
+    return x[..., :-1]
+
+def unforeseen(x):
+    return x.missing
+"""
+
+
 @pytest.fixture
 def functions(tmp_path, monkeypatch):
-    (tmp_path / "two_functions.py").write_text("def same(x):\n    return x\n\n\ndef dark(x):\n    return 0.9 * x\n")
+    (tmp_path / "two_functions.py").write_text(FUNCTIONS)
     monkeypatch.chdir(tmp_path)
     yield
     __import__("sys").modules.pop("two_functions", None)
@@ -62,7 +77,7 @@ def functions(tmp_path, monkeypatch):
 
 def config(*overrides):
     with initialize_config_dir(str(configs_folder()), version_base="1.3"):
-        small = ["data.image_size=64", "data.num_workers=0", "rfid=false", "lpips=null", "cache=null", "device=cpu"]
+        small = ["data.image_size=64", "data.num_workers=0", "rfid=false", "lpips=null", "device=cpu"]
         return compose("eval", overrides=[*small, *overrides])
 
 
@@ -84,8 +99,8 @@ def test_a_bundle_alone_has_its_report_in_the_folder_itself(functions, tmp_path)
 
 @pytest.mark.parametrize(
     "overrides",
-    [[], ["bundle=a", "models=[b]"], ["models=[]"]],
-    ids=["neither", "both", "none"],
+    [[], ["bundle=a", "models=[b]"], ["models=[]"], ["models=runs/a"], ["models={load: runs/a}"]],
+    ids=["neither", "both", "none", "text", "mapping"],
 )
 def test_what_names_no_model_is_refused(overrides, tmp_path):
     with pytest.raises(ValueError, match=r"models=\["):
@@ -96,3 +111,40 @@ def test_a_wrong_model_is_refused_before_anything_is_measured(functions, tmp_pat
     with pytest.raises(FileNotFoundError, match="no folder"):
         evaluate_models(config("models=[two_functions:same,runs/nothing]"), tmp_path / "out", "command")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_fails_loses_no_numbers_of_the_others(functions, tmp_path, caplog):
+    models = "models=[two_functions:broken,two_functions:same,two_functions:unforeseen]"
+    with pytest.raises(ValueError, match=r"2 of 3 models cannot be measured: broken \(ValueError: the model gave"):
+        evaluate_models(config(models), tmp_path / "out", "command")
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text()).keys() == {"same"}
+    assert (tmp_path / "out" / "same" / "report.html").is_file()
+    for name in ("comparison.md", "comparison.html"):
+        page = (tmp_path / "out" / name).read_text()
+        assert "broken" in page
+        assert "AttributeError" in page
+    # A traceback is of use where nobody foresaw the mistake.
+    tracebacks = {record.args[0]: bool(record.exc_info) for record in caplog.records if record.levelname == "ERROR"}
+    assert tracebacks == {"broken": False, "unforeseen": True}
+
+
+def test_data_that_fails_is_not_blamed_on_a_model(functions, tmp_path):
+    settings = config(
+        "models=[two_functions:same,two_functions:dark]", "data=image_folder", f"data.val_root={tmp_path}/x"
+    )
+    with pytest.raises((ValueError, OSError), match="x"):
+        evaluate_models(settings, tmp_path / "out", "command")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_kept_unless_it_is_asked_for(functions, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setenv("VISTOK_CACHE", str(tmp_path / "kept"))
+    monkeypatch.setattr("vistok.evaluation.run.evaluate", lambda *_, cache, **__: seen.append(cache) or 1 / 0)
+    for overrides in (["bundle=two_functions:same"], ["bundle=two_functions:same", "cache=auto", "cache_gib=0.5"]):
+        with pytest.raises(ZeroDivisionError):
+            evaluate_models(config(*overrides), tmp_path / "out", "command")
+    assert seen[0] is None
+    assert (seen[1].folder, seen[1].limit) == (tmp_path / "kept", 2**29)
+    with pytest.raises(ValueError, match="cache_gib must be positive"):
+        evaluate_models(config("bundle=two_functions:same", "cache_gib=0"), tmp_path / "out", "command")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from patch_tokenizer import PROTOCOL, Levels, Repeat, make_batches, make_tokenizer
 
-from vistok.evaluation import evaluate
+from vistok.evaluation import Protocol, evaluate
 from vistok.evaluation.evaluate import CODEBOOK_METRICS
 from vistok.metric import CodebookUsage, l1, psnr, ssim
 from vistok.metric.distances import INCEPTION_DISTANCES
@@ -257,7 +257,7 @@ def test_decoders_of_features_are_measured_by_their_codes_only(batches):
 
 
 def test_no_images_are_refused(tokenizer):
-    with pytest.raises(ValueError, match="no image to evaluate"):
+    with pytest.raises(ValueError, match="no image or video to evaluate"):
         run(tokenizer, [])
 
 
@@ -276,6 +276,13 @@ def test_images_outside_the_range_are_refused(wrong, tokenizer, batches):
     batches[0]["images"][0, 0, 0, 0] = wrong
     with pytest.raises(ValueError, match=r"must be in \[-1, 1\]"):
         run(tokenizer, batches)
+
+
+def test_settings_without_effect_or_sense_are_refused(tokenizer, batches):
+    with pytest.raises(ValueError, match="examples must not be negative"):
+        run(tokenizer, batches, examples=-1)
+    with pytest.raises(ValueError, match=r"reference=adm.npz has no effect without rFID"):
+        run(tokenizer, batches, rules=Protocol(reference="adm.npz"))
 
 
 def test_keys_of_another_number_are_refused(tokenizer, batches):

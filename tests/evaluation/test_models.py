@@ -69,8 +69,32 @@ def test_a_function_has_image_metrics_and_says_that_it_has_no_indices(module, ba
 
 def test_a_function_that_gives_no_images_is_refused(module, batches):
     [model] = open_models([f"{module}:broken"])
-    with pytest.raises(ValueError, match="must give a tensor of images"):
+    with pytest.raises(ValueError, match="must give a float tensor of images"):
         run(model.model, batches)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda images: images[:, :, :16], "gave .* for images .*: reconstructions have the shape"),
+        (lambda images: (images + 1) * 127.5, r"gave values from \S+ to \S+: reconstructions are in \[-1, 1\]"),
+        (lambda images: (images * 127.5 + 127.5).byte(), r"float tensor of images in \[-1, 1\] .* got torch.uint8"),
+        (lambda images: (images,), "got tuple"),
+    ],
+    ids=["shape", "range", "dtype", "tuple"],
+)
+def test_a_function_that_gives_something_else_is_told_what_to_give(model, message, batches):
+    with pytest.raises(ValueError, match=message):
+        run(model, batches)
+
+
+def test_reconstructions_in_the_unit_range_carry_a_note(batches):
+    assert "must give [-1, 1], as it gets, not [0, 1]" in run(lambda images: (images + 1) / 2, batches).notes["psnr"]
+    assert "psnr" not in run(lambda images: images, batches).notes
+
+
+def test_a_function_cannot_change_the_originals(batches):
+    assert run(lambda images: images.mul_(0.5), batches).metrics["psnr"] < 30
 
 
 def test_an_autoencoder_of_diffusers_is_measured_as_its_own_code_runs_it(tmp_path):

@@ -143,7 +143,8 @@ def test_the_page_names_the_training_usage(page):
 
 def test_columns_per_codebook_scale_and_bit_are_saved_and_shown(evaluation, page, tmp_path):
     assert "<th>codebook</th><th>codes</th><th>utilisation</th>" in page
-    columns = {"per_scale": {"tokens": [1.0, 96.0]}, "per_bit": {"ones": [0.25, 1.0], "entropy_bits": [0.8113, 0.0]}}
+    scales = {"tokens": [1.0, 96.0], "utilisation": [0.5, 1.0], "entropy_bits": [0.0, 0.75]}
+    columns = {"per_scale": scales, "per_bit": {"ones": [0.25, 1.0], "entropy_bits": [0.8113, 0.0]}}
     metrics = evaluation.metrics | {"dead_bits": 1.0}
     binary = dataclasses.replace(evaluation, metrics=metrics, **columns)
     saved = read_evaluation(write_report(binary, tmp_path, "x", "y"))
@@ -192,7 +193,52 @@ def test_the_entropy_by_position_is_saved_and_shown(evaluation, folder, page):
     assert 'alt="Entropy by position"' in page
 
 
+def alternatives(page):
+    return re.findall(r'alt="([^"]+)"', page)
+
+
 def test_a_codebook_has_a_map(evaluation, tmp_path):
-    mapped = dataclasses.replace(evaluation, usage=[torch.arange(9)], codebook_map=torch.randn(9, 2))
+    one = {"codebook_sizes": (9,), "per_codebook": {}, "shared_bits": torch.zeros(0, 0)}
+    mapped = dataclasses.replace(evaluation, usage=[torch.arange(9)], codebook_maps=[torch.randn(9, 2)], **one)
     write_report(mapped, tmp_path, "x", "y")
-    assert 'alt="Map of the codebook"' in (tmp_path / "report.html").read_text(encoding="utf-8")
+    shown = alternatives((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "Map of the codebook" in shown
+    assert "Usage by codebook" not in shown
+
+
+def test_several_codebooks_have_their_usage_maps_and_what_they_share(evaluation, tmp_path):
+    usage, maps = [torch.arange(9)] * 3, [torch.randn(9, 2), torch.zeros(0, 2), torch.randn(9, 2)]
+    several = dataclasses.replace(evaluation, usage=usage, codebook_maps=maps, codebook_sizes=(9,) * 3)
+    write_report(several, tmp_path, "x", "y")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    shown = alternatives(text)
+    assert {"Usage by codebook", "Bits that codebooks share", "Map of codebook 0", "Map of codebook 2"} <= set(shown)
+    assert "Map of codebook 1" not in shown
+    assert "of 3 codebooks the first" not in text
+    few = dataclasses.replace(several, codebook_maps=maps[:1], shared_bits=evaluation.shared_bits[:2, :2])
+    write_report(few, tmp_path, "x", "y")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").count("of 3 codebooks the first") == 2
+
+
+def test_what_codebooks_share_is_saved(evaluation, folder):
+    assert evaluation.shared_bits.shape == (3, 3)
+    assert torch.equal(read_evaluation(folder).shared_bits, evaluation.shared_bits)
+
+
+def test_long_tables_are_folded(evaluation, tmp_path):
+    columns = {"per_scale": {"utilisation": [0.5] * 20, "entropy_bits": [0.25] * 20, "tokens": [4.0] * 20}}
+    write_report(dataclasses.replace(evaluation, **columns), tmp_path, "x", "y")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<details><summary>20 scales</summary>" in text
+    assert "Usage by scale" in alternatives(text)
+    assert "<summary>3 codebooks" not in text
+
+
+def test_codebooks_of_one_bit_are_shown_as_bits(evaluation, tmp_path):
+    bits = {"per_bit": {"ones": [0.5] * 3, "entropy_bits": [1.0] * 3}}
+    metrics = evaluation.metrics | {"dead_bits": 0.0}
+    write_report(dataclasses.replace(evaluation, metrics=metrics, **bits), tmp_path, "x", "y")
+    shown = alternatives((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "Ones by bit" in shown
+    assert "Usage by codebook" not in shown
+    assert "Occurrences of codes" not in shown

@@ -1,6 +1,8 @@
 """Videos: their frames are measured as images, FVD sees them whole."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,10 +10,11 @@ import torch
 from patch_tokenizer import PROTOCOL
 
 import vistok
+from vistok.data import VideoFolderData
 from vistok.evaluation import evaluate, write_report
 from vistok.evaluation.pictures import reconstruction_grid, video_grid
-from vistok.metric import psnr, ssim
-from vistok.metric.image import to_frames
+from vistok.metric import FeatureDistances, Inception, psnr, ssim
+from vistok.metric.image import to_frames, to_pixels
 from vistok.quantizer import FSQ
 
 FRAMES, SIZE = 9, (9, 16, 16)
@@ -105,8 +108,50 @@ def test_fvd_sees_whole_videos(batches, monkeypatch):
     assert evaluation.protocol["fvd"]["extractor"] == "mean over pixels"
 
 
+@pytest.mark.skipif(
+    not {"VISTOK_TEST_DATA", "VISTOK_WEIGHTS"} <= set(os.environ), reason="VISTOK_TEST_DATA, VISTOK_WEIGHTS"
+)
+def test_rfid_of_real_videos_is_between_the_sets_of_their_frames():
+    folder = Path(os.environ["VISTOK_TEST_DATA"]) / "video"
+    settings = {"frames": 4, "stride": 30, "image_size": 64, "batch_size": 1, "num_workers": 0}
+    data = VideoFolderData(root=None, val_root=str(folder), **settings)
+
+    def blur(videos):
+        return torch.nn.functional.avg_pool3d(videos, (1, 5, 5), 1, (0, 2, 2), count_include_pad=False)
+
+    evaluation = evaluate(
+        blur, data.eval_dataloader(), protocol=data.protocol, lpips=None, distances=["kid"], references=False
+    )
+    distances, frames = FeatureDistances(Inception(), ["rfid", "kid"]), 0
+    for batch in data.eval_dataloader():
+        for time in range(4):
+            originals = batch["images"][:, :, time]
+            ours = torch.nn.functional.avg_pool2d(originals, 5, 1, 2, count_include_pad=False)
+            distances.update(to_pixels(ours), to_pixels(originals))
+            frames += len(originals)
+    assert frames == evaluation.protocol["images"] == 8
+    expected = distances.compute()
+    assert {name: evaluation.metrics[name] for name in expected} == pytest.approx(expected, rel=1e-3)
+    assert evaluation.metrics["rfid"] > 1
+
+
+def test_messages_name_videos(batches):
+    wrong = [batches[0], {"images": batches[1]["images"][..., :-1], "keys": ["c.mp4"]}]
+    with pytest.raises(ValueError, match="all videos must have one shape"):
+        run(lambda videos: videos, wrong)
+    with pytest.raises(ValueError, match=r"videos must be in \[-1, 1\]"):
+        run(lambda videos: videos, [{"images": 2 * batches[0]["images"]}])
+    with pytest.raises(ValueError, match=r"gave .* for videos"):
+        run(lambda videos: videos[:, :, 1:], batches)
+    with pytest.raises(ValueError, match="a float tensor of videos"):
+        run(lambda videos: [videos], batches)
+
+
 def test_report_of_videos_is_written(batches, tmp_path):
     write_report(run(make_video_tokenizer(), batches), tmp_path, title="video", command="none")
+    page = (tmp_path / "report.html").read_text()
+    assert "3 videos of 9 frames of 16x16 pixels" in page
+    assert "encode, frames/s" in page
     worst = json.loads((tmp_path / "metrics.json").read_text())["worst"][0]["key"]
     assert worst.split(" frame ")[0] in ("a.mp4", "b.mp4", "c.mp4")
     assert worst in (tmp_path / "report.html").read_text()

@@ -111,6 +111,38 @@ def test_a_backbone_gives_its_pooled_features_or_its_projection(projected, tmp_p
     assert len(extractor.protocol["sha256"]) == 64
 
 
+@pytest.mark.parametrize("clamped", [True, False])
+def test_a_backbone_sees_the_bicubic_resize_of_pil_in_float(clamped, tmp_path, monkeypatch):
+    model = timm.create_model("test_vit")
+    save_file(model.state_dict(), tmp_path / "test_vit.safetensors")
+    extractor, seen = BackboneFeatures("test_vit", tmp_path, size=48, clamped=clamped), []
+    monkeypatch.setattr(extractor.backbone, "embedding", lambda images, **_: seen.append(images) or images[:, 0, 0])
+    images = torch.rand(1, 3, 32, 32).gt(0.5).float() * 255
+    extractor(images)
+    resized = np.stack(
+        [
+            np.asarray(Image.fromarray(channel.numpy(), "F").resize((48, 48), Image.Resampling.BICUBIC))
+            for channel in images[0]
+        ]
+    )
+    assert resized.min() < -1
+    expected = torch.from_numpy(resized.clip(0, 255) if clamped else resized) / 127.5 - 1
+    assert torch.allclose(seen[0][0], expected, atol=1e-5)
+    assert ("not clamped" in extractor.protocol["extractor_resize"]) != clamped
+
+
+def test_an_unknown_model_is_named_with_similar_ones(tmp_path):
+    with pytest.raises(ValueError, match=r"no model 'vit_large_patch14_dinov3'; similar names: .*dinov2"):
+        BackboneFeatures("vit_large_patch14_dinov3", tmp_path)
+
+
+def test_weights_of_another_activation_are_refused_with_the_model_to_write(tmp_path):
+    with pytest.raises(ValueError, match=r"write vit_large_patch14_clip_quickgelu_336\.openai"):
+        BackboneFeatures("vit_large_patch14_clip_336.openai", tmp_path)
+    with pytest.raises(WeightsNotFoundError):
+        BackboneFeatures("vit_large_patch14_clip_quickgelu_336.openai", tmp_path)
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Pictures of two folders as PNG files, by size."""

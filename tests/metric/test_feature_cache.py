@@ -1,6 +1,7 @@
 """Kept features: the same numbers as computed ones, and never those of something else."""
 
 import math
+import os
 
 import pytest
 import torch
@@ -136,6 +137,53 @@ def test_the_folder_follows_the_environment(monkeypatch, tmp_path):
     assert default_folder() == tmp_path / "vistok" / "features"
     monkeypatch.setenv("VISTOK_CACHE", str(tmp_path / "mine"))
     assert default_folder() == tmp_path / "mine"
+
+
+def fill(cache, count):
+    """Keep the features of batches of two images, and give the batches."""
+    batches = [pixels(2) for _ in range(count)]
+    for batch in batches:
+        cache(Extractor(), batch)
+    return batches
+
+
+def test_what_was_not_used_for_longest_makes_room(tmp_path):
+    first, second, third = fill(FeatureCache(tmp_path), 3)
+    for age, batch in ((30, second), (20, third), (10, first)):
+        path = tmp_path / f"{FeatureCache(tmp_path).key(Extractor(), batch)}.safetensors"
+        os.utime(path, (1e9 - age, 1e9 - age))
+    size = path.stat().st_size
+    # A hit is a use.
+    FeatureCache(tmp_path)(Extractor(), second)
+    # Room for two of the three and a fourth, whose head the limit takes for 4 KiB.
+    cache = FeatureCache(tmp_path, limit=2 * size + 4096 + 2 * 8 * 4)
+    fill(cache, 1)
+    assert cache.size() <= cache.limit
+    cache = FeatureCache(tmp_path)
+    for batch in (first, second, third):
+        cache(Extractor(), batch)
+    assert (cache.hits, cache.misses) == (4, 2)
+
+
+def test_a_set_larger_than_the_limit_is_kept_in_part(tmp_path):
+    cache = FeatureCache(tmp_path, limit=10_000)
+    batches = fill(cache, 30)
+    assert cache.size() <= 10_000
+    kept = 30 - cache.unkept // 2
+    assert 2 < kept < 30
+    again = FeatureCache(tmp_path, limit=10_000)
+    for batch in batches:
+        again(Extractor(), batch)
+    assert again.hits == 2 * kept
+
+
+def test_other_files_in_the_folder_are_neither_counted_nor_deleted(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"0" * 50_000)
+    cache = FeatureCache(tmp_path, limit=10_000)
+    fill(cache, 1)
+    assert (tmp_path / "model.safetensors").is_file()
+    assert cache.size() < 10_000
+    assert cache.unkept == 0
 
 
 def test_missing_fields_stay_missing(tmp_path):

@@ -10,13 +10,19 @@ from vistok.evaluation.result import Evaluation
 from vistok.evaluation.table import differences, rows, without_empty_columns
 
 
-def write_comparison(evaluations: Mapping[str, Evaluation], folder: str | Path, command: str) -> Path:
+def write_comparison(
+    evaluations: Mapping[str, Evaluation],
+    folder: str | Path,
+    command: str,
+    failed: Mapping[str, str] | None = None,
+) -> Path:
     """Write the three files; the report of each model lies in the folder of its name.
 
     Args:
         evaluations: By name.
         folder: Created if need be.
         command: Command line that reproduces the numbers.
+        failed: Models that could not be measured, and why.
 
     Returns:
         The folder.
@@ -28,7 +34,9 @@ def write_comparison(evaluations: Mapping[str, Evaluation], folder: str | Path, 
     lines = ["# Comparison", "", *markdown_table(*without_empty_columns(rows(evaluations)))]
     if warning := differences(evaluations):
         lines += ["", warning]
+    if failed:
+        lines += ["", "## Not measured", "", *markdown_table(["", ""], list(failed.items()))]
     lines += ["", "## Reproduce", "", *(f"    {line}" for line in command.split("\n")), ""]
     write_text(folder / "comparison.md", "\n".join(lines))
-    write_text(folder / "comparison.html", comparison_page(evaluations, command))
+    write_text(folder / "comparison.html", comparison_page(evaluations, command, failed or {}))
     return folder

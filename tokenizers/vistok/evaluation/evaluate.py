@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from vistok.evaluation.measures import IMAGE_METRICS, ImageMeasures
 from vistok.evaluation.models import Model, device_of, dtype_of
-from vistok.evaluation.positions import PositionEntropy, principal_plane
+from vistok.evaluation.positions import PositionEntropy, codebook_tables, principal_plane
 from vistok.evaluation.protocol import RECOMMENDED, Protocol, check_protocol, describe
 from vistok.evaluation.references import References
 from vistok.evaluation.result import Evaluation
 from vistok.loss.text import TextFeatures, text_features
 from vistok.metric.codebook_usage import CodebookUsage
 from vistok.metric.distances import INCEPTION_DISTANCES
+from vistok.metric.feature_cache import FeatureCache
 from vistok.metric.fvd import I3D_FILE
 from vistok.metric.image import num_frames
 from vistok.tokenizer import Tokenizer
@@ -38,6 +39,12 @@ CODEBOOK_METRICS = (
 RATES = ("bits_per_pixel", "coded_bits_per_pixel")
 NO_INDICES = "this model gives images and no indices"
 MEBIBYTE = 2**20
+# Of the functions of others: no decoder overshoots [-1, 1] by so much, one that gives 0 to 255 does.
+MAX_VALUE = 16.0
+# Images this dark have no reconstruction without a value below 0.
+LOW = -0.5
+# Codebooks whose map the report shows.
+MAX_MAPS = 8
 
 
 @torch.inference_mode()
@@ -58,7 +65,7 @@ def evaluate(
     references: bool = True,
     examples: int = 8,
     train_usage: Mapping[str, float] | None = None,
-    cache: str | Path | None = None,
+    cache: FeatureCache | str | Path | None = None,
     text_encoder: nn.Module | None = None,
 ) -> Evaluation:
     """Measure reconstructions, codebook usage and speed of a tokenizer, or of any other autoencoder.
@@ -81,7 +88,7 @@ def evaluate(
         distances: What else to compute on Inception's features: ``sfid``, ``kid``, ``precision_recall``,
             ``inception_score``; None: all of them if rFID is computed, none otherwise.
         fdd: Model of timm whose features FDD compares, such as ``vit_large_patch14_dinov2.lvd142m``.
-        cmmd: CLIP of timm for CMMD, such as ``vit_large_patch14_clip_336.openai``.
+        cmmd: CLIP of timm for CMMD, such as ``vit_large_patch14_clip_quickgelu_336.openai``.
         fvd: Of videos: file of the network of FVD, a path or a name in the folder of weights; None: no FVD.
         weights: Folder of the weights of LPIPS, Inception and the models of timm; default: the environment variable
             ``VISTOK_WEIGHTS``. Where they are missing, so is the metric, with the reason.
@@ -89,19 +96,21 @@ def evaluate(
         references: Whether to measure trivial codecs on the same images.
         examples: How many worst, best and random reconstructions to keep.
         train_usage: Codebook metrics measured in training, kept beside the held-out ones as ``train_*``.
-        cache: Folder where the features of the originals are kept for the next evaluation on them, see
-            `vistok.metric.feature_cache`; None: they are not kept.
+        cache: Keeps the features of the originals for the next evaluation on them, see
+            `vistok.metric.feature_cache`, or the folder where they are kept without limit; None: they are not kept.
         text_encoder: Of tokenizers that decode with the help of the batches' ``texts``, see `vistok.loss.TextFeatures`.
 
     Raises:
         ValueError: If the protocol lacks an entry, there are no images, an image does not fit the tokenizer or is
-            outside [-1, 1], a reconstruction has another shape or is not finite, or a distance is unknown.
+            outside [-1, 1], a reconstruction has another shape or is not finite, or an argument is out of range.
     """
     check_protocol(protocol)
     if distances is None:
         distances = INCEPTION_DISTANCES if rfid else ()
     if unknown := [name for name in distances if name not in INCEPTION_DISTANCES]:
         raise ValueError(f"distances are {', '.join(INCEPTION_DISTANCES)}; got {unknown}")
+    if examples < 0:
+        raise ValueError(f"examples must not be negative, got {examples}: examples=0 shows none")
     if lpips != "protocol":
         rules = dataclasses.replace(rules, lpips=lpips)
     wanted = {name for name in distances if name != "rfid"} | ({"rfid"} if rfid else set())
@@ -136,11 +145,14 @@ class _Run:
         self.texts = texts.to(device) if texts is not None else None
         self.tokenizer = model if isinstance(model, Tokenizer) else None
         self.shape: tuple[int, ...] = ()
+        self.what = "images"
         self.keys: list[str] = []
         self.bad = 0
         steps = ("encode", "decode") if self.tokenizer is not None else ("reconstruct",)
         self.speed: dict[str, list[float]] = {name: [] for name in steps}
         self.peak_bytes = 0
+        # Lowest and highest value of the reconstructions of a function, and of its images.
+        self.ranges = [(math.inf, -math.inf), (math.inf, -math.inf)]
         self.measures: ImageMeasures | None = None
         self.usage: CodebookUsage | None = None
         codebooks = self.tokenizer.quantizer.num_codebooks if self.tokenizer is not None else 0
@@ -162,13 +174,20 @@ class _Run:
         _check_finite(decoded, keys)
         if self.measures is not None:
             if decoded.shape != images.shape:
-                raise ValueError(f"the model gave {tuple(decoded.shape)} for images {tuple(images.shape)}")
+                raise ValueError(
+                    f"the model gave {tuple(decoded.shape)} for {self.what} {tuple(images.shape)}: "
+                    "reconstructions have the shape of what they reconstruct"
+                )
             self.measures.update(decoded, images, names)
 
     def _reconstruct(self, images: Tensor, batch: Mapping[str, Any], texts: Tensor | None) -> Tensor:
         tokenizer = self.tokenizer
         if tokenizer is None:
-            return self._timed("reconstruct", num_frames(images), lambda: self.model(images))
+            # It may write into its argument, and originals must stay what they are.
+            own = images.clone()
+            decoded = self._timed("reconstruct", num_frames(images), lambda: self.model(own))
+            self._check_range(decoded, images)
+            return decoded
         labels = tokenizer.labels_of(batch)
         labels = labels.to(self.device) if labels is not None else None
         quantized = self._timed("encode", num_frames(images), lambda: tokenizer.encode(images, labels))
@@ -183,18 +202,38 @@ class _Run:
             raise ValueError(
                 f"evaluate takes float images (b c H W) or videos (b c T H W), got {images.dtype} {tuple(images.shape)}"
             )
+        self.what = "images" if images.ndim == 4 else "videos"
         if len(keys) != len(images):
-            raise ValueError(f"a batch has {len(images)} images but {len(keys)} keys")
+            raise ValueError(f"a batch has {len(images)} {self.what} but {len(keys)} keys")
         if self.shape and images.shape[1:] != self.shape:
             raise ValueError(
-                f"all images must have one shape, got {tuple(images.shape[1:])} after {self.shape}: "
+                f"all {self.what} must have one shape, got {tuple(images.shape[1:])} after {self.shape}: "
                 "resize and crop them alike"
             )
         low, high = images.aminmax()
         # Also true for NaN. The margin is for resize filters that overshoot by a rounding.
         if not (low >= -1.001 and high <= 1.001):
             raise ValueError(
-                f"images must be in [-1, 1], got values from {low:.4g} to {high:.4g}: use pixels / 127.5 - 1"
+                f"{self.what} must be in [-1, 1], got values from {low:.4g} to {high:.4g}: use pixels / 127.5 - 1"
+            )
+
+    def _check_range(self, decoded: Any, images: Tensor) -> None:
+        """Of the functions of others: whether they give what they were given."""
+        if not isinstance(decoded, Tensor) or not decoded.is_floating_point():
+            got = decoded.dtype if isinstance(decoded, Tensor) else type(decoded).__name__
+            raise ValueError(
+                f"a model must give a float tensor of {self.what} in [-1, 1] for {self.what} {tuple(images.shape)}, "
+                f"got {got}"
+            )
+        for number, values in enumerate((decoded, images)):
+            low, high = values.aminmax()
+            lowest, highest = self.ranges[number]
+            self.ranges[number] = min(lowest, float(low)), max(highest, float(high))
+        low, high = self.ranges[0]
+        if max(-low, high) > MAX_VALUE:
+            raise ValueError(
+                f"the model gave values from {low:.4g} to {high:.4g}: reconstructions are in [-1, 1] as the "
+                f"{self.what} it gets, pixels / 127.5 - 1"
             )
 
     def _start(self, images: Tensor, texts: Tensor | None) -> None:
@@ -204,7 +243,7 @@ class _Run:
             try:
                 grid = tokenizer.grid(size)
             except ValueError as error:
-                reason = f"images of {size} do not fit this tokenizer ({error}): resize or crop them"
+                reason = f"{self.what} of {size} do not fit this tokenizer ({error}): resize or crop them"
                 raise ValueError(reason) from error
             rate = tokenizer.bits_per_pixel(size)
             usage = CodebookUsage.of(tokenizer.quantizer, tokenizer.scale_lengths(grid), sync_on_compute=False)
@@ -215,8 +254,8 @@ class _Run:
         # The first run allocates memory and chooses kernels: it is not timed.
         if tokenizer is not None:
             tokenizer.decode(tokenizer.encode(images).codes, size, texts)
-        elif not isinstance(self.model(images), Tensor):
-            raise ValueError(f"a model must give a tensor of images for images {tuple(images.shape)}")
+        else:
+            self.model(images.clone())
 
     def _timed(self, name: str, count: int, function: Callable[[], T]) -> T:
         on_gpu = self.device.type == "cuda"
@@ -238,7 +277,8 @@ class _Run:
     def result(self, protocol: Mapping[str, Any], train_usage: Mapping[str, float]) -> Evaluation:
         if not self.keys:
             raise ValueError(
-                f"there was no image to evaluate ({self.bad} samples were unreadable): check the data source and split"
+                f"there was no image or video to evaluate ({self.bad} samples were unreadable): check the data source "
+                "and split"
             )
         evaluation = Evaluation(
             metrics={},
@@ -266,6 +306,12 @@ class _Run:
             evaluation.missing |= dict.fromkeys((*IMAGE_METRICS, *INCEPTION_DISTANCES), reason)
             return
         metrics, evaluation.notes = measures.compute()
+        (low, high), (lowest, _) = self.ranges
+        if low >= 0 and lowest < LOW:
+            evaluation.notes["psnr"] = (
+                f"is of reconstructions from {low:.3g} to {high:.3g}, none below 0: a model must give [-1, 1], as it "
+                "gets, not [0, 1]"
+            )
         evaluation.metrics |= metrics
         evaluation.missing |= measures.missing
         evaluation.per_image |= measures.per_image
@@ -290,10 +336,12 @@ class _Run:
         evaluation.position_entropy = self.positions.compute()
         if self.positions.left_out:
             seen, of = self.positions.images, self.positions.images + self.positions.left_out
-            evaluation.notes["position_entropy"] = f"is of {seen} of {of} images"
-        table = self.tokenizer.quantizer.codebook
-        if table is not None and table.shape[1] > 1:
-            evaluation.codebook_map = principal_plane(table)
+            evaluation.notes["position_entropy"] = f"is of {seen} of {of} {self.what}"
+        evaluation.shared_bits = self.positions.shared_bits()
+        evaluation.codebook_maps = [
+            principal_plane(table) if table is not None and table.shape[1] > 1 else torch.zeros(0, 2)
+            for table in codebook_tables(self.tokenizer.quantizer)[:MAX_MAPS]
+        ]
         if len(evaluation.usage) > 1:
             evaluation.per_codebook = _columns(values, "_per_codebook")
         evaluation.per_scale = _columns(values, "_per_scale")

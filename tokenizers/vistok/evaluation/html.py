@@ -1,25 +1,16 @@
 """The report as one self-contained HTML page: no script, nothing loaded from elsewhere, light and dark."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from html import escape
 
-from matplotlib.axes import Axes
 from torch import Tensor
 
-from vistok.evaluation.pictures import ERROR_GAIN, data_uri, error_map, png_uri, to_rgb, worst_window
-from vistok.evaluation.plots import (
-    DARK,
-    LIGHT,
-    Theme,
-    draw_codebook,
-    draw_comparison,
-    draw_positions,
-    draw_psnr,
-    draw_rates,
-    draw_usage,
-    figure_png,
-)
+from vistok.evaluation.html_codes import codes_section
+from vistok.evaluation.html_parts import plot, table
+from vistok.evaluation.pictures import ERROR_GAIN, data_uri, error_map, to_rgb, worst_window
+from vistok.evaluation.plots import draw_comparison, draw_psnr, draw_rates
 from vistok.evaluation.result import Evaluation, Example
 from vistok.evaluation.table import differences, number, rows, without_empty_columns
 
@@ -80,12 +71,17 @@ th, td {
 }
 .numbers th + th, .numbers td + td { text-align: right; padding: 6px 0 6px 12px; overflow-wrap: normal; }
 .numbers td:first-child { white-space: nowrap; }
-.numbers tbody tr:first-child td { font-weight: 600; color: var(--accent); }
+.first tbody tr:first-child td { font-weight: 600; color: var(--accent); }
 .pairs th { width: 230px; font-weight: 500; color: var(--soft); }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); gap: 20px; }
 .plots { margin-top: 16px; }
 .plots figure, .examples figure { margin: 0; }
 .plots img { width: 100%; height: auto; }
+.plots figure { max-width: 760px; }
+.plots .wide { grid-column: 1 / -1; max-width: none; }
+.maps { grid-template-columns: repeat(auto-fill, minmax(min(100%, 280px), 1fr)); }
+details { margin: 10px 0; }
+summary { cursor: pointer; color: var(--soft); }
 .examples { display: flex; flex-wrap: wrap; gap: 12px 10px; }
 .row { display: flex; flex-wrap: wrap; gap: 3px; }
 .row img { image-rendering: pixelated; max-width: 100%; }
@@ -102,9 +98,12 @@ def html_page(evaluation: Evaluation, title: str, command: str) -> str:
         command: Command line that reproduces the numbers.
     """
     protocol = evaluation.protocol
-    size = "x".join(str(side) for side in protocol.get("size", ()))
+    size = list(protocol.get("size", ()))
+    what = f"{protocol.get('images', 0):,} images"
+    if len(size) == 3:
+        what = f"{protocol.get('images', 0) // size[0]:,} videos of {size.pop(0)} frames"
     subtitle = (
-        f"{protocol.get('images', 0):,} images of {size} pixels, {protocol.get('dataset')}, {protocol.get('split')}, "
+        f"{what} of {'x'.join(map(str, size))} pixels, {protocol.get('dataset')}, {protocol.get('split')}, "
         f"protocol {protocol.get('protocol', 'none')}"
     )
     parts = [
@@ -114,7 +113,7 @@ def html_page(evaluation: Evaluation, title: str, command: str) -> str:
         _examples("Worst reconstructions", evaluation.worst),
         _examples("Best reconstructions", evaluation.best),
         _examples("Random reconstructions", evaluation.random),
-        _usage(evaluation),
+        codes_section(evaluation),
         _pairs("Not measured", evaluation.missing.items()),
         _pairs("Protocol", [(name, _text(value)) for name, value in protocol.items()]),
         f"<h2>Reproduce</h2><pre>{escape(command)}</pre>",
@@ -122,25 +121,27 @@ def html_page(evaluation: Evaluation, title: str, command: str) -> str:
     return _document(title, parts)
 
 
-def comparison_page(evaluations: Mapping[str, Evaluation], command: str) -> str:
+def comparison_page(evaluations: Mapping[str, Evaluation], command: str, failed: Mapping[str, str]) -> str:
     """The page of several models measured on the same images.
 
     Args:
         evaluations: By name.
         command: Command line that reproduces the numbers.
+        failed: Models that could not be measured, and why.
     """
     names = ", ".join(evaluations)
     plots = ""
     if any("coded_bits_per_pixel" in evaluation.metrics for evaluation in evaluations.values()):
-        plots = _plot("PSNR against rate", lambda axes, theme: draw_comparison(axes, theme, evaluations), (12.0, 3.2))
-    reasons = [
+        plots = plot("PSNR against rate", partial(draw_comparison, evaluations=evaluations), (12.0, 3.2), wide=True)
+    reasons = [(name, f"nothing: {reason}") for name, reason in failed.items()]
+    reasons += [
         (name, f"no {', '.join(metrics)}: {reason}")
         for name, evaluation in evaluations.items()
         for reason, metrics in evaluation.missing_by_reason().items()
     ]
     parts = [
         f"<h1>Comparison</h1><p>{escape(names)}</p>",
-        _numbers(*without_empty_columns(rows(evaluations))),
+        table(*without_empty_columns(rows(evaluations)), first=True),
         f"<p>{escape(differences(evaluations))}</p>",
         f'<div class="plots">{plots}</div>' if plots else "",
         _side_by_side(evaluations),
@@ -176,8 +177,10 @@ def _document(title: str, parts: Sequence[str]) -> str:
 
 
 def _tiles(evaluation: Evaluation) -> str:
+    frames = "frames" if "videos" in evaluation.protocol else "images"
     tiles = [
-        f'<div class="tile"><b>{number(evaluation.metrics[metric], form)}{unit}</b><span>{label}</span></div>'
+        f'<div class="tile"><b>{number(evaluation.metrics[metric], form)}{unit}</b>'
+        f"<span>{label.replace('images', frames)}</span></div>"
         for metric, label, form, unit in TILES
         if metric in evaluation.metrics
     ]
@@ -189,16 +192,16 @@ def _tiles(evaluation: Evaluation) -> str:
 
 def _rates(evaluation: Evaluation) -> str:
     notes = "".join(f"<p>{escape(f'{entry.name}: {entry.note}')}</p>" for entry in evaluation.references if entry.note)
-    table = _numbers(*without_empty_columns(rows({"tokenizer": evaluation})))
-    return f"<h2>Rate and distortion</h2>{table}{notes}{_rate_plots(evaluation)}"
+    numbers = table(*without_empty_columns(rows({"tokenizer": evaluation})), first=True)
+    return f"<h2>Rate and distortion</h2>{numbers}{notes}{_rate_plots(evaluation)}"
 
 
 def _rate_plots(evaluation: Evaluation) -> str:
     plots = ""
     if evaluation.references:
-        plots += _plot("PSNR against rate", lambda axes, theme: draw_rates(axes, theme, evaluation))
+        plots += plot("PSNR against rate", partial(draw_rates, evaluation=evaluation))
     if values := evaluation.per_image.get("psnr"):
-        plots += _plot("PSNR of single images", lambda axes, theme: draw_psnr(axes, theme, values))
+        plots += plot("PSNR of single images", partial(draw_psnr, values=values))
     return f'<div class="plots">{plots}</div>' if plots else ""
 
 
@@ -236,66 +239,6 @@ def _figure(pictures: Mapping[str, Tensor], caption: str) -> str:
         for name, picture in pictures.items()
     )
     return f'<figure><div class="row">{images}</div><figcaption>{escape(caption)}</figcaption></figure>'
-
-
-def _usage(evaluation: Evaluation) -> str:
-    if not evaluation.usage:
-        return ""
-    metrics = evaluation.metrics
-    text = (
-        f"{metrics['utilisation']:.1%} of {sum(evaluation.codebook_sizes):,} codes occur "
-        f"in {metrics['tokens']:,.0f} tokens (uniform draws would use {metrics['expected_uniform_utilisation']:.1%}); "
-        f"perplexity {metrics['perplexity']:,.1f}, entropy {metrics['entropy_bits']:.2f} bits, "
-        f"{metrics['dead_codes']:,.0f} dead codes."
-    )
-    if "train_utilisation" in metrics:
-        text += f" In training: utilisation {metrics['train_utilisation']:.1%}."
-    if "dead_bits" in metrics:
-        text += f" {metrics['dead_bits']:.0f} of {len(evaluation.per_bit['ones'])} bits never change."
-    codes = {"codes": [float(size) for size in evaluation.codebook_sizes]}
-    table = _columns("codebook", codes | evaluation.per_codebook if evaluation.per_codebook else {})
-    table += _columns("scale", evaluation.per_scale) + _columns("bit", evaluation.per_bit)
-    figure = _plot("Occurrences of codes", lambda axes, theme: draw_usage(axes, theme, evaluation.usage), (12.0, 3.2))
-    usage = f'<h2>Codebook usage</h2><p>{text}</p>{table}<div class="plots">{figure}</div>'
-    return usage + _code_maps(evaluation)
-
-
-def _code_maps(evaluation: Evaluation) -> str:
-    plots, texts, entropy, points = "", [], evaluation.position_entropy, evaluation.codebook_map
-    if entropy.numel():
-        plots += _plot("Entropy by position", lambda axes, theme: draw_positions(axes, theme, entropy))
-        texts.append(
-            f"Entropy of the codes at each position, from {entropy.min():.2f} to {entropy.max():.2f} bits; "
-            "no position can show more than log2 of the number of images."
-        )
-    if len(points):
-        counts = evaluation.usage[0]
-        plots += _plot("Map of the codebook", lambda axes, theme: draw_codebook(axes, theme, points, counts))
-        texts.append("Codes on their two principal components, coloured by their occurrences; hollow: never used.")
-    return f'<p>{" ".join(texts)}</p><div class="plots">{plots}</div>' if plots else ""
-
-
-def _columns(heading: str, columns: Mapping[str, Sequence[float]]) -> str:
-    body = [
-        [str(position), *(f"{value:,.0f}" if value >= 1000 else f"{value:.4g}" for value in values)]
-        for position, values in enumerate(zip(*columns.values(), strict=True))
-    ]
-    return _numbers([heading, *(name.replace("_", " ") for name in columns)], body) if columns else ""
-
-
-def _plot(alternative: str, draw: Callable[[Axes, Theme], None], size: tuple[float, float] = (6.4, 3.4)) -> str:
-    light, dark = (png_uri(figure_png(draw, theme, size=size)) for theme in (LIGHT, DARK))
-    source = f'<source srcset="{dark}" media="(prefers-color-scheme: dark)">'
-    return f'<figure><picture>{source}<img src="{light}" alt="{alternative}"></picture></figure>'
-
-
-def _numbers(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    top, lines = line(head, "th"), "".join(line(cells, "td") for cells in body)
-    table = f'<table class="numbers"><thead>{top}</thead><tbody>{lines}</tbody></table>'
-    return f'<div class="scroll">{table}</div>'
 
 
 def _pairs(heading: str, pairs: Iterable[tuple[str, str]]) -> str:

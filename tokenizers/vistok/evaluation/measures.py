@@ -55,7 +55,7 @@ class ImageMeasures:
         weights: Folder of the networks' weights.
         references: Trivial codecs to measure beside, or None.
         examples: How many worst, best and random images to keep.
-        cache: Folder where the features of the originals are kept, or None.
+        cache: Keeps the features of the originals, or the folder where they are kept without limit, or None.
 
     Attributes:
         missing: Metrics that are not measured, and why.
@@ -63,7 +63,7 @@ class ImageMeasures:
         protocol: Networks of LPIPS and of the distances.
 
     Raises:
-        ValueError: If the weights of Inception are not those of the rules.
+        ValueError: If the weights of Inception are not those of the rules, or their reference has no effect.
     """
 
     def __init__(
@@ -79,12 +79,14 @@ class ImageMeasures:
         weights: str | Path | None = None,
         references: References | None = None,
         examples: int = 0,
-        cache: str | Path | None = None,
+        cache: FeatureCache | str | Path | None = None,
     ) -> None:
+        if rules.reference_file is not None and "rfid" not in distances:
+            raise ValueError(f"protocol.reference={rules.reference} has no effect without rFID: write rfid=true")
         self.missing: dict[str, str] = {}
         self.protocol: dict[str, Any] = {}
         self.rules, self.references = rules, references
-        self.cache = FeatureCache(cache) if cache is not None else None
+        self.cache = FeatureCache(cache) if isinstance(cache, str | Path) else cache
         self._worst, self._best, self._random = (Highest[Example](examples) for _ in range(3))
         # Trivial codecs are slow and need no large set: they are measured at the end, on a sample.
         self._sample = Highest[Tensor](REFERENCE_IMAGES if references is not None else 0)
@@ -100,7 +102,8 @@ class ImageMeasures:
             if model is None:
                 self.missing[name] = f"no network was given: write {name}=MODEL"
             else:
-                self._add_distances(name, partial(BackboneFeatures, model, weights, size, name == "cmmd"), [name])
+                options = {"projected": name == "cmmd", "clamped": name == "fdd"}
+                self._add_distances(name, partial(BackboneFeatures, model, weights, size, **options), [name])
         if len(shape) == 4:
             if fvd is None:
                 self.missing["fvd"] = "switched off"

@@ -94,9 +94,43 @@ def draw_usage(axes: Axes, theme: Theme, counts: Tensor | Sequence[Tensor]) -> N
             axes.fill_between(x, y, 0.5, color=color, alpha=0.2, step="mid")
     size = max(len(codebook) for codebook in codebooks)
     axes.set(yscale="log", xlim=(0.5, size + 0.5), xlabel=f"codes by rank, of {size:,}", ylabel="occurrences")
+    if len(codebooks) > 1:
+        # Lines that fall at different ranks are told apart.
+        axes.set(xscale="log", xlim=(0.9, size * 1.1))
     axes.set_ylim(bottom=0.8)
     if 1 < len(codebooks) <= len(SERIES):
         axes.legend(frameon=False, labelcolor=theme.ink, fontsize=9)
+
+
+def draw_shares(axes: Axes, theme: Theme, kind: str, used: Sequence[float], entropy: Sequence[float]) -> None:
+    """Utilisation of codebooks or scales as bars, and their entropy in units of the most it can be as dots."""
+    numbers = np.arange(len(used))
+    axes.bar(numbers, used, width=0.7, color=theme.main, alpha=0.5, label="utilisation")
+    axes.scatter(numbers, entropy, color=theme.other, s=26, zorder=3, label="entropy, of log2 of the codes")
+    axes.set(xlabel=kind, ylim=(0, 1.05))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.figure.legend(loc="outside upper center", ncols=2, frameon=False, labelcolor=theme.ink, fontsize=9)
+
+
+def draw_bits(axes: Axes, theme: Theme, ones: Sequence[float]) -> None:
+    """Share of ones of each bit; a good bit is a fair coin."""
+    axes.bar(np.arange(len(ones)), np.asarray(ones) - 0.5, bottom=0.5, width=0.7, color=theme.main, alpha=0.7)
+    axes.axhline(0.5, color=theme.other, linewidth=1.2)
+    axes.set(xlabel="bit", ylabel="share of ones", ylim=(0, 1))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def draw_shared(axes: Axes, theme: Theme, shared: Tensor) -> None:
+    """What codebooks tell about each other; the diagonal, their own entropy, is left blank."""
+    axes.grid(visible=False)
+    others = shared.clone().fill_diagonal_(float("nan")).numpy()
+    shown = axes.imshow(others, cmap="viridis", interpolation="nearest", vmin=0)
+    axes.set(xlabel="codebook", ylabel="codebook")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+    bar = axes.figure.colorbar(shown, ax=axes)
+    bar.set_label("bits", color=theme.ink)
+    bar.ax.tick_params(colors=theme.ink)
 
 
 def draw_positions(axes: Axes, theme: Theme, entropy: Tensor) -> None:

@@ -68,8 +68,10 @@ class Evaluation:
         random: Examples chosen by a hash of their keys, which is the same for every tokenizer.
         position_entropy: Bits of the indices at each position, mean over codebooks, in the shape of the positions;
             empty where it was not measured.
-        codebook_map: The codes of the one codebook on their two principal components, ``(k 2)``; empty where there
-            is no such table.
+        shared_bits: What the codes of two codebooks at one position tell about each other, ``(c c)`` of the first
+            codebooks, with their entropies on the diagonal; empty where there is one codebook.
+        codebook_maps: The codes of each of the first codebooks on their two principal components, ``(k 2)``; empty
+            where there is no such table.
         bad: Samples the data source could not read.
     """
 
@@ -88,11 +90,12 @@ class Evaluation:
     best: list[Example] = field(default_factory=list)
     random: list[Example] = field(default_factory=list)
     position_entropy: Tensor = field(default_factory=lambda: torch.zeros(0))
-    codebook_map: Tensor = field(default_factory=lambda: torch.zeros(0, 2))
+    shared_bits: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    codebook_maps: list[Tensor] = field(default_factory=list)
     bad: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """Plain types; numbers that are not finite become None; pictures, code counts and the map are left out."""
+        """Plain types; numbers that are not finite become None; pictures, code counts and the maps are left out."""
         return _plain(
             {
                 "metrics": self.metrics,
@@ -107,6 +110,7 @@ class Evaluation:
                 "best": [{"key": example.key, "psnr": example.psnr} for example in self.best],
                 "random": [{"key": example.key, "psnr": example.psnr} for example in self.random],
                 "position_entropy": self.position_entropy,
+                "shared_bits": self.shared_bits,
                 "bad": self.bad,
                 "protocol": self.protocol,
                 "per_image": self.per_image,
@@ -141,6 +145,7 @@ class Evaluation:
             per_bit=dict(data.get("per_bit", {})),
             per_image=dict(data.get("per_image", {})),
             position_entropy=torch.tensor(data.get("position_entropy", [])),
+            shared_bits=torch.tensor(data.get("shared_bits") or torch.zeros(0, 0).tolist()),
             bad=data.get("bad", 0),
         )
 

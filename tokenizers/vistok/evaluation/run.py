@@ -1,7 +1,7 @@
 """Evaluations from a config: load the models, measure each on the same data, write reports."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,16 +13,17 @@ from torch import nn
 
 from vistok.data import BadSampleLog, DataModule
 from vistok.evaluation.comparison import write_comparison
-from vistok.evaluation.evaluate import evaluate
+from vistok.evaluation.evaluate import MEBIBYTE, evaluate
 from vistok.evaluation.models import NamedModel, open_models
 from vistok.evaluation.protocol import Protocol
 from vistok.evaluation.report import write_report
 from vistok.evaluation.result import Evaluation
 from vistok.evaluation.table import print_table
-from vistok.metric.feature_cache import default_folder
+from vistok.metric.feature_cache import FeatureCache, default_folder
 from vistok.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
+GIBIBYTE = 2**30
 
 
 def evaluate_models(config: Any, folder: Path, command: str) -> dict[str, Any]:
@@ -38,7 +39,8 @@ def evaluate_models(config: Any, folder: Path, command: str) -> dict[str, Any]:
         The metrics of ``bundle=``, or those of each of ``models=`` by name.
 
     Raises:
-        ValueError: If not exactly one of ``bundle=`` and ``models=`` is set, or a model cannot be loaded.
+        ValueError: If not exactly one of ``bundle=`` and ``models=`` is set, a model cannot be loaded, or one of
+            several cannot be measured; the others are then measured and written before.
         FileExistsError: If `folder` holds a report already.
     """
     if (config.bundle is None) == (config.models is None):
@@ -46,6 +48,8 @@ def evaluate_models(config: Any, folder: Path, command: str) -> dict[str, Any]:
     several = config.models is not None
     if any((folder / name).exists() for name in ("metrics.json", "comparison.json")):
         raise FileExistsError(f"{folder} holds a report already: choose another hydra.run.dir")
+    if several and (isinstance(config.models, str) or not isinstance(config.models, Sequence)):
+        raise ValueError(f"models={config.models} must be a list: models=[runs/a,runs/b], or bundle=runs/a for one")
     device = pick_device(config.device)
     models = open_models(list(config.models) if several else [str(config.bundle)])
     if not models:
@@ -56,68 +60,120 @@ def evaluate_models(config: Any, folder: Path, command: str) -> dict[str, Any]:
     if text_encoder is not None and not any(takes_texts(model) for model in models):
         raise ValueError("text_encoder= has no effect: none of the models decodes with the help of texts")
     evaluations: dict[str, Evaluation] = {}
+    failed: dict[str, str] = {}
     with ExitStack() as stack:
-        cache = default_folder() if config.cache == "auto" else config.cache
-        if cache is None and several:
-            # Features of the originals are computed once for all models, also where none are kept.
-            cache = stack.enter_context(TemporaryDirectory())
+        cache = _open_cache(config, several, stack)
         for model in models:
             target = folder / model.name if several else folder
-            evaluations[model.name] = _evaluate(config, model, data, rules, device, cache, target, text_encoder)
-            write_report(evaluations[model.name], target, title=model.name, command=command)
-    print_table(evaluations)
+            source = _Source(data)
+            try:
+                evaluation = _evaluate(config, model, source, rules, device, cache, text_encoder)
+            except Exception as error:
+                # What fails in the data would fail for every model.
+                if not several or source.failed:
+                    raise
+                failed[model.name] = f"{type(error).__name__}: {error}"
+                # A mistake of the user says what to write instead; anything else is found by where it happened.
+                expected = isinstance(error, ValueError | OSError)
+                log.error("%s cannot be measured: %s", model.name, error, exc_info=None if expected else error)
+                continue
+            evaluations[model.name] = evaluation
+            write_report(evaluation, target, title=model.name, command=command)
+            source.bad_samples_to(target)
+        if cache is not None:
+            _tell(cache, config.cache_gib)
+    if evaluations:
+        print_table(evaluations)
     for name, evaluation in evaluations.items():
         for reason, metrics in evaluation.missing_by_reason().items():
             log.info("%s: without %s: %s", name, ", ".join(metrics), reason)
     if not several:
         log.info("report: %s", folder / "report.html")
         return dict(evaluations[models[0].name].metrics)
-    write_comparison(evaluations, folder, command)
-    log.info("comparison: %s", folder / "comparison.html")
+    if evaluations:
+        write_comparison(evaluations, folder, command, failed)
+        log.info("comparison: %s", folder / "comparison.html")
+    if failed:
+        reasons = "; ".join(f"{name} ({reason})" for name, reason in failed.items())
+        where = f"the others are in {folder}" if evaluations else "there are no others"
+        raise ValueError(f"{len(failed)} of {len(models)} models cannot be measured: {reasons}; {where}")
     return {name: dict(evaluation.metrics) for name, evaluation in evaluations.items()}
+
+
+class _Source:
+    """The batches of one evaluation, what in them was unreadable, and whether they ended in an error."""
+
+    def __init__(self, data: DataModule) -> None:
+        self.data, self.failed = data, False
+        self._bad = BadSampleLog()
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            for batch in self.data.eval_dataloader():
+                self._bad.add(batch["bad"])
+                yield batch
+        except Exception:
+            self.failed = True
+            raise
+
+    def bad_samples_to(self, folder: Path) -> None:
+        if self._bad.counts:
+            log.warning("%d unreadable samples: %s; %s", len(self._bad), self._bad.counts, self._bad.write(folder))
 
 
 def _evaluate(
     config: Any,
     model: NamedModel,
-    data: DataModule,
+    source: _Source,
     rules: Protocol,
     device: torch.device,
-    cache: str | Path | None,
-    folder: Path,
+    cache: FeatureCache | None,
     text_encoder: nn.Module | None,
 ) -> Evaluation:
-    bad_samples = BadSampleLog()
+    try:
+        return evaluate(
+            model.model,
+            source,
+            protocol=source.data.protocol,
+            rules=rules,
+            lpips=config.lpips,
+            rfid=config.rfid,
+            distances=None if config.distances is None else list(config.distances),
+            fdd=config.fdd,
+            cmmd=config.cmmd,
+            fvd=config.fvd,
+            weights=config.weights,
+            device=device,
+            references=config.references,
+            examples=config.examples,
+            cache=cache,
+            text_encoder=text_encoder if takes_texts(model) else None,
+        )
+    finally:
+        if isinstance(model.model, nn.Module):
+            model.model.cpu()  # the next one finds the GPU free
 
-    def batches() -> Iterator[Any]:
-        for batch in data.eval_dataloader():
-            bad_samples.add(batch["bad"])
-            yield batch
 
-    evaluation = evaluate(
-        model.model,
-        batches(),
-        protocol=data.protocol,
-        rules=rules,
-        lpips=config.lpips,
-        rfid=config.rfid,
-        distances=None if config.distances is None else list(config.distances),
-        fdd=config.fdd,
-        cmmd=config.cmmd,
-        fvd=config.fvd,
-        weights=config.weights,
-        device=device,
-        references=config.references,
-        examples=config.examples,
-        cache=cache,
-        text_encoder=text_encoder if takes_texts(model) else None,
+def _open_cache(config: Any, several: bool, stack: ExitStack) -> FeatureCache | None:
+    """Where features of the originals are kept: where the user says, and for several models as long as they run."""
+    if config.cache_gib <= 0:
+        raise ValueError(f"cache_gib must be positive, got {config.cache_gib}: cache=null keeps nothing")
+    limit = int(config.cache_gib * GIBIBYTE)
+    if config.cache is not None:
+        return FeatureCache(default_folder() if config.cache == "auto" else config.cache, limit)
+    return FeatureCache(stack.enter_context(TemporaryDirectory()), limit) if several else None
+
+
+def _tell(cache: FeatureCache, limit: float) -> None:
+    if not cache.hits + cache.misses:
+        return
+    # More than the images of the data, where several networks or models looked at them.
+    log.info(
+        "features of originals: %d found and %d computed; %s takes %.1f MiB of at most cache_gib=%g",
+        *(cache.hits, cache.misses, cache.folder, cache.size() / MEBIBYTE, limit),
     )
-    if isinstance(model.model, nn.Module):
-        model.model.cpu()  # the next one finds the GPU free
-    if bad_samples.counts:
-        folder.mkdir(parents=True, exist_ok=True)
-        log.warning("%d unreadable pictures: %s; %s", len(bad_samples), bad_samples.counts, bad_samples.write(folder))
-    return evaluation
+    if cache.unkept:
+        log.warning("%d of them did not fit and are computed again next time: raise cache_gib", cache.unkept)
 
 
 def takes_texts(model: NamedModel) -> bool:
@@ -130,7 +186,7 @@ def data_settings(rules: Protocol, config: Any) -> dict[str, Any]:
     for name in sorted(set(rules.data) - set(config)):
         log.warning(
             "protocol %s wants %s=%s, which this data does not have: numbers are those of the protocol only if the "
-            "pictures were prepared so",
+            "images or videos were prepared so",
             *(rules.name, name, rules.data[name]),
         )
     return {name: value for name, value in rules.data.items() if name in config}

@@ -4,9 +4,11 @@ An extractor takes values in [0, 255] and gives `Features`. Inception's own resi
 another: see `RESIZES`.
 """
 
+import difflib
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -30,9 +32,11 @@ RESIZES = {
 # ADM's evaluator takes the first channels of this layer; with 17x17 positions they are 2023 features.
 SPATIAL_LAYER = "Mixed_6d"
 SPATIAL_CHANNELS = 7
-# Stein et al. resize to 224 pixels; CMMD's CLIP takes 336.
+# Stein et al. resize to 224 pixels; CMMD's CLIP takes 336. Both are bicubic.
 FDD_SIDE = 224
 CMMD_SIDE = 336
+# What timm notes of weights that were trained with another activation function than the plain name builds.
+QUICK_GELU = "quickgelu"
 
 
 class Features(NamedTuple):
@@ -124,37 +128,57 @@ class Inception(Frozen):
 class BackboneFeatures:
     """Pooled features of a network of timm, such as DINOv2 (FDD) or the image tower of CLIP (CMMD).
 
+    Position embeddings of another size than the model's own are resized by timm, antialiased; those of DINOv2's own
+    code are not, so that its FDD differs a little.
+
     Args:
         model: Name in timm; its weights are ``<model>.safetensors``.
         weights: Folder of the weights; default: the environment variable ``VISTOK_WEIGHTS``.
-        size: Side in pixels of the square that images are resized to (bilinear, antialiased).
+        size: Side in pixels of the square that images are resized to: bicubic as in PIL, antialiased, not rounded.
         projected: Take what is behind the classifier, which of CLIP is its projection.
+        clamped: Whether what the resize gives is clamped to [0, 255], as in dgm-eval's clean resize; CMMD's is not.
 
     Raises:
-        ValueError: If timm has no such model.
+        ValueError: If timm has no such model, or the weights need another one.
         WeightsNotFoundError: If the weights are not there.
     """
 
     def __init__(
-        self, model: str, weights: str | Path | None = None, size: int = FDD_SIDE, projected: bool = False
+        self,
+        model: str,
+        weights: str | Path | None = None,
+        size: int = FDD_SIDE,
+        projected: bool = False,
+        clamped: bool = True,
     ) -> None:
         # Imported late: that module imports this package.
         from vistok.loss.backbone import FrozenBackbone
 
+        if not timm.is_model(model):
+            similar = difflib.get_close_matches(model, timm.list_models(pretrained=True), n=5, cutoff=0.4)
+            raise ValueError(f"timm has no model {model!r}; similar names: {', '.join(similar) or 'none'}")
+        config = timm.get_pretrained_cfg(model)
+        if config is not None and QUICK_GELU in str(config.notes).lower() and QUICK_GELU not in model:
+            same = model.replace("_clip_", f"_clip_{QUICK_GELU}_")
+            raise ValueError(f"{model} has another activation than its weights were trained with: write {same}")
         path = find_weights(f"{model}.safetensors", weights)
         self.backbone = FrozenBackbone(model, path, size)
-        self.projected = projected
+        self.size, self.projected, self.clamped = size, projected, clamped
         self.protocol: dict[str, Any] = {
             "extractor": f"timm {model}, {'projection' if projected else 'pooled features'}",
             "weights": path.name,
             "sha256": sha256(path),
-            "extractor_resize": f"{size}x{size}, bilinear, antialiased",
+            "extractor_resize": f"{size}x{size}, bicubic as in PIL, antialiased, not rounded"
+            + ("" if clamped else ", not clamped"),
         }
 
     def __call__(self, pixels: Float[Tensor, "b 3 h w"]) -> Features:
         """Features of values in [0, 255]."""
         with full_float32(pixels.device):
-            return Features(self.backbone.embedding(from_pixels(pixels.float()), logits=self.projected))
+            resized = F.interpolate(pixels.float(), (self.size, self.size), mode="bicubic", antialias=True)
+            if self.clamped:
+                resized = resized.clamp(0, 255)
+            return Features(self.backbone.embedding(from_pixels(resized), logits=self.projected))
 
     def to(self, device: torch.device) -> "BackboneFeatures":
         """Move the network."""

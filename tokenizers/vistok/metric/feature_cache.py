@@ -9,7 +9,9 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from vistok.metric.extractor import Extractor, Features
 CACHE_VARIABLE = "VISTOK_CACHE"
 PACKAGES = ("torch", "torch-fidelity", "timm")
 FORMAT = 1
+# Whatever else lies in the folder is not ours to delete.
+KEPT = re.compile(r"[0-9a-f]{64}\.safetensors")
 
 
 def default_folder() -> Path:
@@ -42,15 +46,21 @@ class FeatureCache:
 
     Args:
         folder: Created when the first features are kept.
+        limit: Most bytes of all files. Those that were not used for longest are deleted to make room, but none that
+            this object used: of a set that is too large a part is kept, instead of each file displacing the next that
+            is needed. None: no limit.
 
     Attributes:
         hits: Images whose features were found.
         misses: Images whose features were computed.
+        unkept: Images among `misses` whose features were not kept, since the limit left no room.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).expanduser()
-        self.hits = self.misses = 0
+    def __init__(self, folder: str | Path, limit: int | None = None) -> None:
+        self.folder, self.limit = Path(folder).expanduser(), limit
+        self.hits = self.misses = self.unkept = 0
+        self._used: set[Path] = set()
+        self._sizes: dict[Path, int] = {}
 
     def __call__(self, extractor: Extractor, pixels: Float[Tensor, "b 3 *size"]) -> Features:
         """Features of images or videos of values in [0, 255].
@@ -62,11 +72,39 @@ class FeatureCache:
         features = _read(path, pixels.device)
         if features is not None:
             self.hits += len(pixels)
+            self._used.add(path)
+            # Another process may just have deleted it.
+            with suppress(FileNotFoundError):
+                os.utime(path)
             return features
         features = extractor(pixels)
         self.misses += len(pixels)
-        _write(path, features)
+        if self._make_room(features):
+            _write(path, features)
+            self._used.add(path)
+            self._sizes[path] = path.stat().st_size
+        else:
+            self.unkept += len(pixels)
         return features
+
+    def size(self) -> int:
+        """Bytes of all that is kept in the folder."""
+        return sum(_kept(self.folder).values())
+
+    def _make_room(self, features: Features) -> bool:
+        """Whether the features fit, after files that this object did not use were deleted as far as need be."""
+        if self.limit is None:
+            return True
+        if not self._sizes:
+            self._sizes = _kept(self.folder)
+        # The head of a file has less than 4 KiB.
+        needed = 4096 + sum(value.nbytes for value in features if value is not None)
+        for path in [path for path in self._sizes if path not in self._used]:
+            if sum(self._sizes.values()) + needed <= self.limit:
+                break
+            path.unlink(missing_ok=True)
+            del self._sizes[path]
+        return sum(self._sizes.values()) + needed <= self.limit
 
     def key(self, extractor: Extractor, pixels: Float[Tensor, "b 3 *size"]) -> str:
         """Hash of everything that the features depend on."""
@@ -91,6 +129,17 @@ def surroundings(network: Mapping[str, Any], pixels: Tensor) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": torch.get_float32_matmul_precision(),
     }
+
+
+def _kept(folder: Path) -> dict[Path, int]:
+    """Sizes of the files of features in a folder, what was not used for longest first."""
+    found = []
+    for path in folder.glob("*.safetensors"):
+        # Another process may delete files meanwhile.
+        with suppress(FileNotFoundError):
+            if KEPT.fullmatch(path.name):
+                found.append((path.stat().st_mtime_ns, path, path.stat().st_size))
+    return {path: size for _, path, size in sorted(found)}
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:

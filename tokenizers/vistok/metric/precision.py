@@ -22,3 +22,8 @@ def full_float32(device: torch.device) -> Iterator[None]:
             enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
         ):
             yield
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """Where float64 sums of what lies on a device are made: there, but on the CPU for Apple's GPUs, which have none."""
+    return torch.device("cpu") if device.type == "mps" else device
