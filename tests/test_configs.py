@@ -18,7 +18,12 @@ from vistok.config import Configurable
 CONFIGS = Path("configs").resolve()
 MIRRORED = ["encoder", "quantizer", "decoder"]
 # These are set by the composition or by training, not by a user.
-ELSEWHERE = {"Tokenizer": {"preprocessing"}, "HierarchicalTokenizer": {"preprocessing"}}
+ELSEWHERE = {
+    "Tokenizer": {"preprocessing"},
+    "HierarchicalTokenizer": {"preprocessing"},
+    # Of the stream that its base class reads.
+    "BucketShardData": {"samples_per_epoch", "shuffle_buffer"},
+}
 
 
 def yamls(*groups):

@@ -42,7 +42,7 @@ def test_command_says_what_it_wrote_and_how_to_train_on_it(folder, tmp_path, mon
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["/nowhere"], "/nowhere does not exist: give a folder of pictures, torchvision:NAME or hf:NAME"),
+        (["/nowhere"], "/nowhere does not exist: give a folder, torchvision:NAME or hf:NAME"),
         (["torchvision:cifar"], "no torchvision set 'cifar'; there are"),
         (["/nowhere", "--size", "0"], "size must be at least 1 pixel, got 0"),
         (["/nowhere", "--quality", "50"], "quality has no effect"),

@@ -2,14 +2,16 @@
 
 import builtins
 import io
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from vistok.data import HuggingFaceData, HuggingFaceStreamData
 from vistok.data.convert import Recipe, convert
-from vistok.data.hugging_face import HuggingFaceSet
+from vistok.data.hugging_face import HuggingFaceSet, HuggingFaceStream
 from vistok.data.sources import open_source
+from vistok.data.webdataset import BadShardError
 
 # Of the library's own hashing, with some versions of dill.
 pytestmark = pytest.mark.filterwarnings("ignore:Cannot locate reference")
@@ -108,6 +110,91 @@ def test_stream_evaluates_the_first_pictures_once(files, workers):
     data = stream(files, num_workers=workers)
     assert sorted(labels(data.eval_dataloader())) == list(range(5))
     assert data.protocol["num_images"] == 5
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_first_pictures_are_those_of_the_first_files(files, tmp_path, workers):
+    for number in (2, 3):
+        (Path(files) / f"train-{number}.parquet").rename(Path(files) / f"test-{number}.parquet")
+    data = stream(files, num_workers=workers, val_samples=9)
+    assert sorted(labels(data.eval_dataloader())) == [0, 1, 2, 3, 4, 5, 12, 13, 14]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damaged_file_is_reported_and_the_run_goes_on_or_stops(files, workers):
+    path = Path(files) / "train-2.parquet"
+    data = stream(files, num_workers=workers)
+    assert data.count("train") == 24
+    path.write_bytes(path.read_bytes()[:300])
+    batches = list(data.train_dataloader())
+    assert len(batches) == 12
+    assert {label for batch in batches for label in batch["labels"].tolist()} == {*range(12), *range(18, 24)}
+    (kind,) = {bad.kind for batch in batches for bad in batch["bad"]}
+    assert kind == "bad shard"
+    with pytest.raises(BadShardError, match="train, shard 2"):
+        list(stream(files, num_workers=workers, on_bad_shard="stop").train_dataloader())
+
+
+@pytest.fixture
+def holes(tmp_path) -> str:
+    """Three pictures, one by its address, one that is missing, one whose address is wrong; without label and text."""
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.Value("int64"), "caption": datasets.Value("string")}
+    )
+    (tmp_path / "0.png").write_bytes(png(0))
+    images = [{"bytes": None, "path": f"file://{tmp_path}/0.png"}, None, {"bytes": None, "path": "file:///nowhere.png"}]
+    rows = [{"image": image, "label": None, "caption": None} for image in images]
+    (tmp_path / "holes").mkdir()
+    # Written by pyarrow, since `to_parquet` would put the files behind the addresses into it.
+    table = datasets.Dataset.from_list(rows, features=features).data.table
+    pytest.importorskip("pyarrow.parquet").write_table(table, str(tmp_path / "holes" / "train-0.parquet"))
+    return str(tmp_path / "holes")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_picture_by_address_is_fetched_and_what_is_missing_is_a_bad_sample(holes, tmp_path, streaming):
+    source = open_source(f"hf:{holes}", label_key="label", text_key="caption", streaming=streaming)
+    manifest = convert(source, tmp_path / "out", Recipe(), num_workers=0, max_bad_share=1)
+    assert [(bad.key, bad.kind) for bad in manifest.bad] == [("1", "empty"), ("2", "unreadable")]
+    assert png(0) in (tmp_path / "out" / "00000.tar").read_bytes()
+    assert b".cls" not in (tmp_path / "out" / "00000.tar").read_bytes()
+
+
+def test_missing_pictures_of_a_stream_keep_their_reason(holes):
+    options = {"split": "other", "val_split": "train", "val_samples": 3, "text_key": "caption"}
+    (batch,) = stream(holes, **options, eval_batch_size=3, max_bad_share=1).eval_dataloader()
+    assert (batch["keys"], "labels" in batch, "texts" in batch) == (["0/0"], False, False)
+    assert [(bad.key, bad.kind) for bad in batch["bad"]] == [("0/1", "empty"), ("0/2", "unreadable")]
+    assert batch["bad"][0].reason == "row 0/1 has no picture in 'image'"
+
+
+def test_split_of_a_saved_set_is_the_one_asked_for(folder, tmp_path):
+    HuggingFaceSet(folder)._rows.save_to_disk(str(tmp_path / "single"))
+    assert [len(HuggingFaceSet(folder, split)) for split in ("train", "test", "train[:25%]", "train[-3:]")] == [
+        8,
+        4,
+        2,
+        3,
+    ]
+    with pytest.raises(ValueError, match="has no split 'val'; there are train, test"):
+        HuggingFaceSet(folder, "val")
+    with pytest.raises(ValueError, match="has no split 'validation'; there are train"):
+        HuggingFaceSet(str(tmp_path / "single"), "validation")
+    with pytest.raises(ValueError, match=r"a stream has no slices, got the split 'train\[:2\]'"):
+        HuggingFaceStream(folder, "train[:2]")
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"image_key": "caption"}, "column 'caption' of .* not pictures: set image_key to another column"),
+        ({"label_key": "caption"}, "column 'caption' of .* labels are integers: set label_key to"),
+    ],
+)
+def test_column_of_another_kind_is_named(folder, columns, message):
+    with pytest.raises(ValueError, match=message):
+        HuggingFaceSet(folder, **columns)
 
 
 def test_stream_without_a_length_asks_for_it(files):

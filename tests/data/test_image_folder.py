@@ -58,7 +58,7 @@ def test_file_list_gives_its_own_order_and_names_what_is_missing(tmp_path):
     (tmp_path / "list.txt").write_text("b.png\na.png\n\n")
     assert read_file_list(tmp_path, tmp_path / "list.txt") == ["b.png", "a.png"]
     (tmp_path / "list.txt").write_text("b.png\nc.png\n")
-    with pytest.raises(FileNotFoundError, match=r"1 of 2 files .* such as c\.png"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 paths in .* such as c\.png"):
         read_file_list(tmp_path, tmp_path / "list.txt")
 
 

@@ -8,7 +8,7 @@ from golden_trunks import LLAMAGEN, TAMING, load_projections, load_trunk
 from vistok import Tokenizer
 from vistok.decoder import CNNDecoder
 from vistok.encoder import CNNEncoder
-from vistok.layers import AttentionBlock, ResidualBlock, fold_patches, unfold_patches
+from vistok.layers import AttentionBlock, ResidualBlock, fold_patches, normalisation, unfold_patches
 from vistok.quantizer import GroupedQuantizer, MultiScaleQuantizer, ResidualQuantizer, VectorQuantizer
 
 F16 = {"patch_size": 1, "channel_multipliers": (1, 1, 2, 2, 4), "attention": "last", "z_channels": 256}
@@ -59,6 +59,10 @@ def test_decoding_to_another_size_is_an_error():
         ({"attention": [16], "resolution": 256}, r"must be chosen from \[32\]"),
         ({"attention": "last", "resolution": 256}, "set resolution=null"),
         ({"attention": "last", "middle": False}, "set middle=null"),
+        ({"middle_attention": True}, "middle_attention=True contradicts attention=none: set middle_attention=null"),
+        ({"attention": "middle", "middle_attention": False}, "middle_attention=False contradicts attention=middle"),
+        ({"num_groups": 0}, "num_groups must be a positive number of groups of channels, got 0"),
+        ({"base_channels": 40, "num_groups": 16}, "channels must be multiples of 16 for group normalisation, got 40"),
         ({"channels": 2}, "channels must be 1, 3 or 4, got 2"),
     ],
 )
@@ -77,6 +81,7 @@ def test_impossible_arguments_are_errors(part, arguments, message):
         ({"attention": "last"}, "r r ra rar"),
         ({"attention": [16], "resolution": 64}, "r r ra rar"),
         ({"attention": [64, 32], "resolution": 64}, "ra ra r rar"),
+        ({"attention": [32], "resolution": 64, "middle_attention": False, "middle": True}, "r ra r rr"),
         ({"attention": [32, 16], "resolution": 64}, "r ra ra rar"),
     ],
 )
@@ -237,3 +242,13 @@ def test_var_is_reproduced():
     assert torch.equal(quantized.indices, torch.cat([io[f"idx.{scale}"] for scale in range(4)], 1))
     decoded = decoder(project(quantized.codes, "post_quant_conv"))
     torch.testing.assert_close(decoded.clamp(-1, 1), io["decoded"].clamp(-1, 1), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_normalisation_is_exact_in_every_memory_format(affine):
+    norm = normalisation(64, affine=affine)
+    features = 3 + 0.01 * torch.randn(2, 64, 16, 16, generator=torch.Generator().manual_seed(0))
+    exact = torch.nn.functional.group_norm(features.double(), 32, eps=1e-6).float()
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        found = norm(features.contiguous(memory_format=memory_format))
+        torch.testing.assert_close(found, exact, atol=1e-3, rtol=0)

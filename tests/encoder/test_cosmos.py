@@ -77,7 +77,7 @@ def test_every_parameter_gets_a_gradient(attention):
     ("arguments", "message"),
     [
         ({"patching": "dct"}, "patching must be one of"),
-        ({"factor": 64}, "needs 5 or more levels, got 3"),
+        ({"factor": 64}, "needs 4 or more levels, got 3"),
         ({"channels": 2}, "channels must be 1, 3 or 4, got 2"),
         ({"attention": "everywhere"}, "attention must be none, middle, last"),
     ],

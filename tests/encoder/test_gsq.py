@@ -32,6 +32,7 @@ def test_a_change_of_channels_has_a_block_of_its_own(part):
     [
         ({"num_blocks": (1,)}, r"num_blocks needs a number for each of the 2 resolutions, got \[1\]"),
         ({"middle_blocks": -1}, "middle_blocks must be a number of residual blocks, got -1"),
+        ({"attention_factors": [4]}, r"attention_factors=\[4\] must be chosen from \[1, 2\]"),
         ({"upsample": "bicubic"}, "upsample must be depth_to_space or nearest, got 'bicubic'"),
     ],
 )

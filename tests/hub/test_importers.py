@@ -11,32 +11,28 @@ import pytest
 import torch
 from golden import golden
 from golden_checkpoints import imported
-from original_programs import Taming, closeness, pictures, product, randomise, spread_codes, vit_vqgan
+from original_programs import (
+    PIXELS,
+    ROUNDED,
+    Taming,
+    assert_same,
+    closeness,
+    emu3,
+    pictures,
+    product,
+    randomise,
+    spread_codes,
+    vit_vqgan,
+)
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 import vistok
 from vistok.hub.importers import FAMILIES, import_checkpoint, list_pretrained
 
-PIXELS = 1e-5
-# Of an original that decodes straight-through codes, which a lookup differs from by rounding.
-ROUNDED = 1e-4
-
 
 def unit_range(images):
     return images * 2 - 1
-
-
-@torch.no_grad()
-def assert_same(
-    tokenizer, images, indices, decoded, tolerance=PIXELS, restore=lambda images: images, used=9, texts=None
-):
-    """Equal indices on all tokens; pixels in the original's range, relative to their largest value."""
-    found = tokenizer.encode(images)
-    assert torch.equal(found.indices, indices.reshape(found.indices.shape))
-    assert len(found.indices.unique()) >= used
-    ours = restore(tokenizer.decode_indices(found.indices, images.shape[2:], texts))
-    torch.testing.assert_close(ours, decoded, atol=tolerance * max(1.0, decoded.abs().max().item()), rtol=0)
 
 
 GOLDEN = {
@@ -252,31 +248,6 @@ def test_janus_of_transformers_is_reproduced(tmp_path, changes):
     content["model.language_model.norm.weight"] = torch.ones(3)
     tokenizer = imported("llamagen:janus-pro-1b", content, tmp_path)
     assert_same(tokenizer, pictures(), indices, original.decode(indices.flatten(1)))
-
-
-def emu3(**changes):
-    modeling = pytest.importorskip("transformers.models.emu3.modeling_emu3")
-    config = {
-        "codebook_size": 64,
-        "base_channels": 32,
-        "channel_multiplier": [1, 2],
-        "num_res_blocks": 1,
-        "attn_resolutions": [1],
-        "hidden_size": 64,
-        **changes,
-    }
-    original = modeling.Emu3VQVAE(modeling.Emu3VQVAEConfig(**config))
-    randomise(original)
-    generator = torch.Generator().manual_seed(3)
-    for name, buffer in original.named_buffers():
-        if name.endswith("running_mean"):
-            buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.1)
-        elif name.endswith("running_var"):
-            buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
-    frames = pictures()[:, None].repeat(1, original.config.temporal_downsample_factor, 1, 1, 1)
-    features = original.quant_conv(original.encoder(frames).movedim(1, 2))
-    spread_codes(original.quantize.embedding.weight.data, features)
-    return original
 
 
 EMU3 = {

@@ -69,7 +69,7 @@ def by_loops(quantizer, image):
         rows = area_means(rest, cells).flatten(1).T
         indices.append((rows.unsqueeze(1) - table).square().sum(-1).argmin(-1))
         h = bicubic(table[indices[-1]].T.unflatten(1, cells), size)
-        phi = quantizer.phi[quantizer.phi_of_scale[number]]
+        phi = quantizer.phi[spread(len(quantizer.phi), len(quantizer.scales))[number]]
         padded = F.pad(h, (1, 1, 1, 1))
         convolved = phi.bias.double().view(-1, 1, 1) + sum(
             torch.einsum("oi,ihw->ohw", phi.weight[:, :, i, j].double(), padded[:, i : i + size[0], j : j + size[1]])
@@ -103,12 +103,41 @@ def test_indices_codes_and_losses_are_those_of_the_algorithm_in_loops(grid):
         (4, 10, (0, 0, 1, 1, 1, 2, 2, 3, 3, 3)),
         (10, 10, tuple(range(10))),
         (13, 13, tuple(range(13))),
+        # Scales in the middle of two ticks are where float64 puts them.
+        (2, 3, (0, 0, 1)),
+        (3, 7, (0, 0, 0, 1, 1, 2, 2)),
         (1, 4, (0, 0, 0, 0)),
         (1, 1, (0,)),
     ],
 )
 def test_the_convolutions_are_spread_over_the_scales_as_in_var(count, scales, table):
     assert spread(count, scales) == table
+
+
+@torch.no_grad()
+def test_grids_of_a_schedule_have_its_scales_and_others_those_of_their_proportions():
+    schedules = [[[1, 1], [2, 3], [4, 6], [8, 12]], [[1, 1], [4, 6], [4, 6]]]
+    quantizer = MultiScaleQuantizer(LEARNED, scales=(1, 2), codebook_size=8, dim=2, phi=2, schedules=schedules).eval()
+    assert quantizer.scale_sizes((8, 12)) == [(1, 1), (2, 3), (4, 6), (8, 12)]
+    assert quantizer.scale_sizes((4, 6)) == [(1, 1), (2, 3), (4, 6)]
+    assert quantizer.scale_sizes((6, 4)) == [(3, 2), (6, 4)]
+    features = torch.randn(2, 2, 8, 12)
+    codes, indices, _ = quantizer(features)
+    assert indices.shape == (2, 1 + 6 + 24 + 96)
+    assert torch.equal(quantizer.indices_to_codes(indices, (8, 12)), codes)
+    # As many convolutions for four scales as for two: 0, 0, 1, 1.
+    cells = quantizer.part(0).indices_to_codes(indices[:, 1:7]).unflatten(2, (2, 3))
+    enlarged = F.interpolate(cells, (8, 12), mode="bicubic")
+    first = 0.5 * enlarged + 0.5 * quantizer.phi[0](enlarged)
+    torch.testing.assert_close(quantizer.enlarge(cells, 1, (8, 12)), first)
+    rebuilt = vistok.build(config_of(quantizer))
+    assert rebuilt.scale_sizes((8, 12)) == quantizer.scale_sizes((8, 12))
+
+
+@pytest.mark.parametrize("schedules", [[[[2, 2], [1, 3]]], [[[1, 1], [0, 2]]], [[[1], [2]]]])
+def test_schedules_that_are_no_pyramids_are_refused(schedules):
+    with pytest.raises(ValueError, match="schedules must be lists of cells"):
+        MultiScaleQuantizer(LEARNED, codebook_size=8, dim=2, schedules=schedules)
 
 
 def test_a_square_grid_has_the_lengths_of_var():

@@ -1,4 +1,4 @@
-"""``vistok shards``: write pictures into tar shards for ``data=webdataset``."""
+"""``vistok shards``: write pictures or videos into tar shards for ``data=webdataset`` and ``data=video_shards``."""
 
 import argparse
 import os
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from vistok.data.convert import Conversion
     from vistok.data.manifest import Manifest
 
 EXAMPLES = """examples:
@@ -15,22 +16,27 @@ EXAMPLES = """examples:
   vistok shards /my/photos shards/val --list val.txt --size 256 --crop --resize adm
   vistok shards torchvision:cifar10 shards/cifar10 --split train
   vistok shards hf:uoft-cs/cifar100 shards/cifar100 --split train --image-key img --label-key fine_label
+  vistok shards /my/videos shards/train --videos                  copy video files and folders of numbered pictures
+  vistok shards /my/videos shards/train --videos --size 256       encode them with a short side of 256 pixels
 then:
   vistok train data=webdataset data.shards=shards/train data.val_shards=shards/val
+  vistok train data=video_shards data.shards=shards/train data.val_shards=shards/val
 
 A conversion that was interrupted goes on when the same command is given again; one that is complete is verified."""
+VIDEO_SHARD_BYTES = 10**9  # so that an interruption costs no more than that
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of the command."""
     parser = argparse.ArgumentParser(
         prog="vistok shards",
-        description="Write pictures into tar shards, with a manifest of counts and checksums.",
+        description="Write pictures or videos into tar shards, with a manifest of counts and checksums.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", help="folder of pictures | torchvision:NAME | hf:NAME or hf:FOLDER")
+    parser.add_argument("source", help="folder | torchvision:NAME | hf:NAME or hf:FOLDER")
     parser.add_argument("dest", type=Path, help="folder of the shards, one for each split")
+    parser.add_argument("--videos", action="store_true", help="look for videos in the folder instead of pictures")
     parser.add_argument("--list", type=Path, metavar="FILE", help="text file of paths below the folder, one per line")
     parser.add_argument("--split", default="train", help="of a torchvision or Hugging Face set (default: train)")
     parser.add_argument(
@@ -49,8 +55,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", help="jpg | png | webp (default: jpg, or png for 4 channels)")
     parser.add_argument("--quality", type=int, help="1 to 100, of jpg and webp (default: 95)")
     parser.add_argument("--channels", type=int, default=3, help="3 | 1 | 4 of pictures written anew (default: 3)")
-    parser.add_argument("--shard-samples", type=int, default=1000, help="most pictures per shard (default: 1000)")
-    parser.add_argument("--shard-bytes", type=int, help="most bytes per shard (default: no limit)")
+    parser.add_argument("--crf", type=int, help="0 (best) to 51, of videos that are encoded (default: 18)")
+    parser.add_argument("--shard-samples", type=int, default=1000, help="most samples per shard (default: 1000)")
+    parser.add_argument("--shard-bytes", type=int, help="most bytes per shard (default: no limit; of videos 1e9)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     parser.add_argument("--max-bad-share", type=float, default=0.01, help="stop above this share (default: 0.01)")
     return parser
@@ -69,30 +76,46 @@ def main() -> None:
             raise
         sys.stderr.write(f"error: {error}\n(VISTOK_TRACEBACK=1 shows where it was raised)\n")
         sys.exit(2)
-    bad = f"; {len(manifest.bad)} bad pictures left out, listed in manifest.json" if manifest.bad else ""
+    content = manifest.content
+    bad = f"; {len(manifest.bad)} bad {content} left out, listed in manifest.json" if manifest.bad else ""
+    data = "video_shards" if arguments.videos else "webdataset"
     sys.stdout.write(
-        f"{manifest.num_samples} pictures in {len(manifest.shards)} shards, {manifest.num_bytes / 1e6:.1f} MB, "
-        f"verified{bad}\ntrain with: vistok train data=webdataset data.shards={arguments.dest} data.val_shards=...\n"
+        f"{manifest.num_samples} {content} in {len(manifest.shards)} shards, {manifest.num_bytes / 1e6:.1f} MB, "
+        f"verified{bad}\ntrain with: vistok train data={data} data.shards={arguments.dest} data.val_shards=...\n"
     )
+
+
+def recipe_of(arguments: argparse.Namespace) -> "Conversion":
+    """What becomes of each sample.
+
+    Raises:
+        ValueError: If a setting would have no effect.
+    """
+    from vistok.data.convert import Recipe
+
+    resize = arguments.size, arguments.filter, arguments.resize, arguments.crop
+    if not arguments.videos:
+        if arguments.crf is not None:
+            raise ValueError(f"--crf {arguments.crf} has no effect on pictures: leave it out or add --videos")
+        return Recipe(*resize, arguments.format, arguments.quality, arguments.channels)
+
+    from vistok.data.video_recipe import VideoRecipe
+
+    for name in ("format", "quality", "channels"):
+        if (value := getattr(arguments, name)) != parser().get_default(name):
+            raise ValueError(f"--{name} {value} has no effect on videos: leave it out")
+    return VideoRecipe(*resize, arguments.crf)
 
 
 def run(arguments: argparse.Namespace) -> "Manifest":
     """Convert what the arguments say."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from vistok.data.convert import Recipe, convert
+    from vistok.data.convert import convert
     from vistok.data.pictures import PictureSource
     from vistok.data.sources import open_source
 
-    recipe = Recipe(
-        arguments.size,
-        arguments.filter,
-        arguments.resize,
-        arguments.crop,
-        arguments.format,
-        arguments.quality,
-        arguments.channels,
-    )
+    recipe = recipe_of(arguments)
     source = open_source(
         arguments.source,
         arguments.list,
@@ -102,6 +125,7 @@ def run(arguments: argparse.Namespace) -> "Manifest":
         arguments.label_key,
         arguments.text_key,
         arguments.streaming,
+        arguments.videos,
     )
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}")
     with Progress(*columns, TimeRemainingColumn(), disable=not sys.stderr.isatty()) as bars:
@@ -111,14 +135,14 @@ def run(arguments: argparse.Namespace) -> "Manifest":
 
         def progress(done: int) -> None:
             speed = bars.tasks[0].speed
-            bars.update(bar, completed=done, speed=f"{speed:.0f} pictures/s" if speed else "")
+            bars.update(bar, completed=done, speed=f"{speed:.3g} {recipe.content}/s" if speed else "")
 
         return convert(
             source,
             arguments.dest,
             recipe,
             arguments.shard_samples,
-            arguments.shard_bytes,
+            arguments.shard_bytes or (VIDEO_SHARD_BYTES if arguments.videos else None),
             arguments.workers,
             arguments.max_bad_share,
             progress,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vistok.data.bad_samples import BadSample, BadSampleLimit, BadSampleLog, TooManyBadSamplesError
+    from vistok.data.bucket_module import BucketFolderData, BucketShardData
     from vistok.data.buckets import BucketBatchSampler, BucketDataset, CoverTransform
     from vistok.data.decode import BadImageError, decode_image
     from vistok.data.hugging_face import HuggingFaceSet, HuggingFaceShards, HuggingFaceStream
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from vistok.data.loader import DeadWorkerError, TrainLoader
     from vistok.data.mixture import MixtureData
     from vistok.data.module import (
-        BucketFolderData,
         DataModule,
         HuggingFaceData,
         HuggingFaceStreamData,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vistok.data.photos import Photos
     from vistok.data.pictures import Picture, PictureDataset, PictureSource, PictureStream
     from vistok.data.sampler import EpochBatchSampler
+    from vistok.data.tar_pictures import TarPictures
     from vistok.data.torchvision_set import TorchvisionSet
     from vistok.data.transforms import EvalTransform, TrainTransform, to_model_range, to_uint8
     from vistok.data.video import Clip, VideoDataset, VideoFolder, VideoShards
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "bad_samples": ("BadSample", "BadSampleLimit", "BadSampleLog", "TooManyBadSamplesError"),
+    "bucket_module": ("BucketFolderData", "BucketShardData"),
     "buckets": ("BucketBatchSampler", "BucketDataset", "CoverTransform"),
     "decode": ("BadImageError", "decode_image"),
     "hugging_face": ("HuggingFaceSet", "HuggingFaceShards", "HuggingFaceStream"),
@@ -43,7 +45,6 @@ _MODULES = {
     "loader": ("DeadWorkerError", "TrainLoader"),
     "mixture": ("MixtureData",),
     "module": (
-        "BucketFolderData",
         "DataModule",
         "HuggingFaceData",
         "HuggingFaceStreamData",
@@ -55,6 +56,7 @@ _MODULES = {
     "photos": ("Photos",),
     "pictures": ("Picture", "PictureDataset", "PictureSource", "PictureStream"),
     "sampler": ("EpochBatchSampler",),
+    "tar_pictures": ("TarPictures",),
     "torchvision_set": ("TorchvisionSet",),
     "transforms": ("EvalTransform", "TrainTransform", "to_model_range", "to_uint8"),
     "video": ("Clip", "VideoDataset", "VideoFolder", "VideoShards"),
@@ -72,6 +74,7 @@ __all__ = [
     "BucketBatchSampler",
     "BucketDataset",
     "BucketFolderData",
+    "BucketShardData",
     "Clip",
     "CoverTransform",
     "DataModule",
@@ -93,6 +96,7 @@ __all__ = [
     "PictureSource",
     "PictureStream",
     "ShardDataset",
+    "TarPictures",
     "TooManyBadSamplesError",
     "TorchvisionData",
     "TorchvisionSet",

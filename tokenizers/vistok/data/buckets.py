@@ -5,10 +5,11 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
@@ -44,7 +45,7 @@ def bucket_sizes(area: int, step: int, max_ratio: float) -> list[tuple[int, int]
     return [size for size in sizes if max(size) <= max_ratio * min(size)]
 
 
-def picture_shape(path: Path) -> tuple[int, int]:
+def picture_shape(path: Path | IO[bytes]) -> tuple[int, int]:
     """Height and width of a picture that stands upright, from its header; of one without, those of a square."""
     try:
         with Image.open(path) as image:
@@ -55,7 +56,7 @@ def picture_shape(path: Path) -> tuple[int, int]:
 
 
 def assign(
-    shapes: Sequence[tuple[int, int]], sizes: Sequence[tuple[int, int]], smallest: int
+    shapes: Sequence[tuple[int, int]] | Int[np.ndarray, "n 2"], sizes: Sequence[tuple[int, int]], smallest: int
 ) -> list[tuple[tuple[int, int], list[int]]]:
     """Divide pictures among sizes by the nearest aspect ratio, on a logarithmic scale.
 

@@ -1,4 +1,4 @@
-"""From any set of pictures to tar shards: what ``vistok shards`` does."""
+"""From any set of pictures or videos to tar shards: what ``vistok shards`` does."""
 
 import hashlib
 import io
@@ -7,14 +7,15 @@ import multiprocessing
 import os
 import tarfile
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
@@ -30,11 +31,30 @@ from vistok.hub.files import sha256
 
 FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 DEFAULT_QUALITY = 95
-CHUNK = 16
+
+
+class Conversion(ABC):
+    """What becomes of each sample; a frozen dataclass, whose fields are noted in the manifest.
+
+    Attributes:
+        content: What samples are, in the plural.
+        chunk: How many of them a worker is given at a time; several chunks per worker are in memory.
+    """
+
+    content: ClassVar[str]
+    chunk: ClassVar[int]
+
+    @abstractmethod
+    def apply(self, image: Path | bytes | Image.Image) -> tuple[str, bytes]:
+        """Extension and bytes of the file to write.
+
+        Raises:
+            BadImageError: If it cannot be decoded.
+        """
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Conversion):
     """What becomes of each picture.
 
     Without size and format, files are copied byte by byte (after they were decoded once, to find bad ones), and so is
@@ -61,6 +81,9 @@ class Recipe:
     format: str | None = None
     quality: int | None = None
     channels: int = 3
+
+    content = "pictures"
+    chunk = 16
 
     def __post_init__(self) -> None:
         check_resize(self.resize_mode, self.resize_filter)
@@ -126,7 +149,7 @@ class Converted(NamedTuple):
     files: dict[str, bytes]
 
 
-def convert_picture(index: int, picture: Picture, recipe: Recipe) -> Converted | BadSample:
+def convert_picture(index: int, picture: Picture, recipe: Conversion) -> Converted | BadSample:
     """Make the files of one sample."""
     try:
         extension, data = recipe.apply(picture.image)
@@ -152,43 +175,43 @@ def _member_name(index: int, key: str) -> str:
 def convert(
     source: PictureSource | PictureStream,
     folder: Path,
-    recipe: Recipe,
+    recipe: Conversion,
     shard_samples: int = 1000,
     shard_bytes: int | None = None,
     num_workers: int = 4,
     max_bad_share: float = 0.01,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Manifest:
-    """Write the pictures of a source into shards, or go on where an interrupted conversion stopped.
+    """Write the pictures or videos of a source into shards, or go on where an interrupted conversion stopped.
 
     The shards depend on the source and the settings only, not on the number of workers or on interruptions. Each is
     written under a temporary name, read again and compared, and renamed; then the manifest is replaced. A conversion
     that is complete is verified instead.
 
     Args:
-        source: Pictures by number, read by the workers; or a stream, read by the main process.
+        source: Samples by number, read by the workers; or a stream of pictures, read by the main process.
         folder: Where the shards go; made if need be.
-        recipe: What becomes of each picture.
-        shard_samples: Most pictures of a shard.
-        shard_bytes: Most bytes of its files; None: no such limit. A larger picture has a shard of its own.
+        recipe: What becomes of each sample.
+        shard_samples: Most samples of a shard.
+        shard_bytes: Most bytes of its files; None: no such limit. A larger sample has a shard of its own.
         num_workers: Processes that decode and encode; 0: the main process does.
-        max_bad_share: Largest share of bad pictures.
-        progress: Called with the number of pictures done, now and then.
+        max_bad_share: Largest share of bad samples.
+        progress: Called with the number of samples done, now and then.
 
     Returns:
         The manifest.
 
     Raises:
-        TooManyBadSamplesError: If more pictures than allowed are bad.
+        TooManyBadSamplesError: If more samples than allowed are bad.
         ValueError: If the folder has shards of another conversion, or a finished shard has changed.
         OSError: If what was written does not read back, or a worker died.
     """
-    settings = asdict(recipe) | {
+    settings = vars(recipe) | {
         "shard_samples": shard_samples,
         "shard_bytes": shard_bytes,
         "fingerprint": source.fingerprint,
     }
-    manifest = _manifest_to_go_on(folder, Manifest(source.name, settings, list(source.classes)))
+    manifest = _manifest_to_go_on(folder, Manifest(source.name, settings, list(source.classes), recipe.content))
     if manifest.complete:
         verify(folder, manifest)
         return manifest
@@ -208,7 +231,7 @@ def convert(
             else:
                 writer.add(sample)
                 limit.add(1, [])
-            if done % CHUNK == 0:
+            if done % recipe.chunk == 0:
                 progress(done)
         limit.check()
         writer.complete(done)
@@ -236,7 +259,7 @@ class ShardWriter:
     Args:
         folder: Where the shards go.
         manifest: What is finished; new shards are numbered on from there.
-        max_samples: Most pictures of a shard.
+        max_samples: Most samples of a shard.
         max_bytes: Most bytes of its files; None: no such limit.
     """
 
@@ -263,7 +286,7 @@ class ShardWriter:
         self._file.write(data)
 
     def add(self, sample: Converted) -> None:
-        """Append a sample. Times and owners are left out, so equal pictures make equal shards."""
+        """Append a sample. Times and owners are left out, so equal samples make equal shards."""
         num_bytes = sum(map(len, sample.files.values()))
         if self._file is not None and (
             self._num_samples >= self.max_samples
@@ -290,7 +313,7 @@ class ShardWriter:
             ValueError: If there is no shard.
         """
         if self._file is None and not self.manifest.shards:
-            raise ValueError(f"{self.manifest.source} has no pictures")
+            raise ValueError(f"{self.manifest.source} has no {self.manifest.content} that can be read")
         self.manifest.complete = True
         if self._file is not None:
             self._finish(next_index)
@@ -315,7 +338,7 @@ class ShardWriter:
         self._file.close()
         self._file = None
         path, digest = self._temporary, self._digest.hexdigest()
-        if sha256(path) != digest or count_samples(path) != self._num_samples:
+        if sha256(path) != digest or count_samples(path, None) != self._num_samples:
             raise OSError(f"{path} does not read back as it was written: check the disk")
         shard = Shard(self._path.name, self._num_samples, path.stat().st_size, digest, next_index)
         path.replace(self._path)
@@ -336,6 +359,8 @@ def _manifest_to_go_on(folder: Path, new: Manifest) -> Manifest:
         if others := sorted(folder.glob("*.tar")):
             raise ValueError(f"{folder} holds {len(others)} .tar files that no manifest names: choose an empty folder")
         return new
+    if manifest.content != new.content:
+        raise ValueError(f"{folder} holds shards of {manifest.content}: choose another folder for {new.content}")
     different = [key for key, value in new.settings.items() if manifest.settings.get(key) != value]
     if different:
         listed = ", ".join(
@@ -345,10 +370,10 @@ def _manifest_to_go_on(folder: Path, new: Manifest) -> Manifest:
     return manifest
 
 
-_work: tuple[Any, Recipe]
+_work: tuple[Any, Conversion]
 
 
-def _start_worker(source: Any, recipe: Recipe) -> None:
+def _start_worker(source: Any, recipe: Conversion) -> None:
     global _work
     _work = source, recipe
     leave_signals_to_the_main_process(0)
@@ -367,9 +392,12 @@ def _convert_chunk(chunk: Sequence[Any]) -> list[Converted | BadSample]:
     return [_convert_item(*_work, item) for item in chunk]
 
 
-def _convert_item(source: Any, recipe: Recipe, item: int | tuple[int, Picture]) -> Converted | BadSample:
+def _convert_item(
+    source: Any, recipe: Conversion, item: int | tuple[int, Picture | BadSample]
+) -> Converted | BadSample:
     if not isinstance(item, int):
-        return convert_picture(*item, recipe)
+        index, picture = item
+        return picture if isinstance(picture, BadSample) else convert_picture(index, picture, recipe)
     try:
         picture = source[item]
     except BadImageError as error:
@@ -377,15 +405,17 @@ def _convert_item(source: Any, recipe: Recipe, item: int | tuple[int, Picture]) 
     return convert_picture(item, picture, recipe)
 
 
-def _converted(source: Any, items: Iterable[Any], recipe: Recipe, num_workers: int) -> Iterator[Converted | BadSample]:
-    """Converted pictures in the order of `items`; no more than a few chunks per worker are under way."""
+def _converted(
+    source: Any, items: Iterable[Any], recipe: Conversion, num_workers: int
+) -> Iterator[Converted | BadSample]:
+    """Converted samples in the order of `items`; no more than a few chunks per worker are under way."""
     if num_workers == 0:
         for item in items:
             yield _convert_item(source, recipe, item)
         return
     by_number = source if isinstance(source, PictureSource) else None
     items = iter(items)
-    chunks = iter(lambda: list(itertools.islice(items, CHUNK)), [])
+    chunks = iter(lambda: list(itertools.islice(items, recipe.chunk)), [])
     with ProcessPoolExecutor(num_workers, initializer=_start_worker, initargs=(by_number, recipe)) as pool:
         running: deque[Future] = deque()
         try:

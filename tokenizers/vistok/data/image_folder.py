@@ -12,6 +12,7 @@ from vistok.data.decode import BadImageError, decode_image
 from vistok.data.pictures import Picture, PictureSource
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+VIDEO_EXTENSIONS = (".mp4", ".webm", ".mkv", ".avi", ".gif", ".mov")
 
 
 def find_images(root: Path, exclude: Path | None = None) -> list[str]:
@@ -63,17 +64,27 @@ def no_files_below(root: Path, content: str, extensions: Sequence[str], others: 
     """The error that a folder holds nothing but other files."""
     counts = Counter(Path(name).suffix.lower() or "no extension" for name in others)
     listed = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(5))
+    videos = content == "pictures" and not set(VIDEO_EXTENSIONS).isdisjoint(counts)
+    hint = "; videos are read by data=video and by vistok shards --videos" if videos else ""
     return FileNotFoundError(
         f"no {content} below {root.absolute()}: looked for {' '.join(extensions)}, "
-        f"saw {len(others)} other files" + (f" ({listed})" if others else "")
+        f"saw {len(others)} other files" + (f" ({listed})" if others else "") + hint
     )
 
 
-def read_file_list(root: Path, file_list: Path) -> list[str]:
+def read_file_list(
+    root: Path, file_list: Path, exists: Callable[[Path], bool] = Path.is_file, content: str = "files"
+) -> list[str]:
     """Paths below `root` from a text file with one relative path per line, in its order.
 
+    Args:
+        root: Folder that the paths are relative to.
+        file_list: The text file.
+        exists: Whether a path is there, and of the right kind.
+        content: What the paths should be, for messages.
+
     Raises:
-        FileNotFoundError: If the list, or a file it names, does not exist.
+        FileNotFoundError: If the list, or what it names, does not exist.
         ValueError: If the list is empty.
     """
     if not file_list.is_file():
@@ -81,12 +92,12 @@ def read_file_list(root: Path, file_list: Path) -> list[str]:
     paths = [line.strip() for line in file_list.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not paths:
         raise ValueError(
-            f"{file_list.absolute()} names no files: write one path relative to {root.absolute()} per line"
+            f"{file_list.absolute()} names no {content}: write one path relative to {root.absolute()} per line"
         )
-    missing = [path for path in paths if not (root / path).is_file()]
+    missing = [path for path in paths if not exists(root / path)]
     if missing:
         raise FileNotFoundError(
-            f"{len(missing)} of {len(paths)} files named in {file_list} are not below {root.absolute()}, "
+            f"{len(missing)} of {len(paths)} paths in {file_list} are no {content} below {root.absolute()}, "
             f"such as {', '.join(missing[:3])}"
         )
     return paths
@@ -100,7 +111,10 @@ def find_classes(paths: Sequence[str]) -> list[str]:
 
 
 def split_by_hash(
-    paths: Sequence[str], val_share: float, readable: Callable[[str], bool] = lambda path: True
+    paths: Sequence[str],
+    val_share: float,
+    readable: Callable[[str], bool] = lambda path: True,
+    content: str = "pictures",
 ) -> tuple[list[str], list[str]]:
     """Divide pictures into training and validation by a hash of each path.
 
@@ -112,6 +126,7 @@ def split_by_hash(
         val_share: Expected share of validation pictures, in (0, 1).
         readable: Whether a picture can be read; asked until one of the validation pictures can, and where none can, the
             readable picture with the smallest hash joins them.
+        content: What the paths are, for messages.
 
     Returns:
         Training and validation paths, at least one each, in the order of `paths`.
@@ -120,10 +135,10 @@ def split_by_hash(
         ValueError: If there is only one picture or the share is not in (0, 1).
     """
     if not 0 < val_share < 1:
-        raise ValueError(f"val_share must lie between 0 and 1, got {val_share}; 0.05 holds one picture in twenty out")
+        raise ValueError(f"val_share must lie between 0 and 1, got {val_share}; 0.05 holds one in twenty out")
     if len(paths) < 2:
         raise ValueError(
-            f"one picture ({', '.join(paths)}) cannot be divided into training and validation: add pictures, "
+            f"{len(paths)} {content} ({', '.join(paths)}) cannot be divided into training and validation: add some, "
             "or set data.val_root to a folder of others"
         )
     draws = {path: int(hashlib.blake2b(os.fsencode(path), digest_size=8).hexdigest(), 16) / 2**64 for path in paths}

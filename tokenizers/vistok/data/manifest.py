@@ -17,10 +17,10 @@ class Shard:
 
     Attributes:
         name: File name.
-        num_samples: Pictures in it.
+        num_samples: Pictures or videos in it.
         num_bytes: Size of the file.
         sha256: Of the file, in hexadecimal.
-        next: Number of the first picture of the source that comes after it.
+        next: Number of the first sample of the source that comes after it.
     """
 
     name: str
@@ -38,21 +38,23 @@ class Manifest:
         source: What was converted.
         settings: How, and a fingerprint of the keys of the source; a conversion that goes on must have the same.
         classes: Names of the labels in ``cls`` files.
+        content: What its samples are: ``"pictures"`` or ``"videos"``.
         complete: Whether the conversion reached the end of the source.
         shards: In the order of the source.
-        bad: Pictures that were left out.
+        bad: Samples that were left out.
     """
 
     source: str
     settings: dict[str, Any]
     classes: list[str] = field(default_factory=list)
+    content: str = "pictures"
     complete: bool = False
     shards: list[Shard] = field(default_factory=list)
     bad: list[BadSample] = field(default_factory=list)
 
     @property
     def num_samples(self) -> int:
-        """Pictures in all shards."""
+        """Pictures or videos in all shards."""
         return sum(shard.num_samples for shard in self.shards)
 
     @property

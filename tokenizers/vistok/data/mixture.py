@@ -172,7 +172,7 @@ class MixtureData(DataModule):
         if num_samples is None:
             num_samples = world_size * sum(len(loaders[name]) * count for name, count in self.counts.items())
         num_batches = num_samples // (self.batch_size * world_size)
-        check_epoch(num_batches, num_samples, self.batch_size, world_size)
+        check_epoch(num_batches, num_samples, self.batch_size, world_size, self.content)
         return MixedBatches(loaders, num_batches, self.batch_size, world_size, self.seed)
 
     def _chained(self, rank: int, world_size: int) -> OneAfterTheOther:

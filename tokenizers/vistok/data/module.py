@@ -12,14 +12,6 @@ from lightning import LightningDataModule, Trainer
 from torch.utils.data import Dataset, Sampler
 
 from vistok.data.bad_samples import BadSampleLimit
-from vistok.data.buckets import (
-    BucketBatchSampler,
-    BucketDataset,
-    CoverTransform,
-    assign,
-    bucket_sizes,
-    picture_shape,
-)
 from vistok.data.collate import Batch, collate, in_model_range
 from vistok.data.decode import check_background
 from vistok.data.hugging_face import HuggingFaceSet, HuggingFaceShards, HuggingFaceStream
@@ -62,9 +54,14 @@ class DataModule(LightningDataModule, ABC):
         worker_timeout: Seconds after which a loading process that gives no batch counts as dead; 0: never.
         worker_restarts: How many times training starts its loading processes again after one died.
 
+    Attributes:
+        content: What samples are, in the plural, for messages.
+
     Raises:
         ValueError: If a size or count is not positive, or the filter or number of channels is unknown.
     """
+
+    content = "pictures"
 
     def __init__(
         self,
@@ -157,7 +154,7 @@ class DataModule(LightningDataModule, ABC):
     def make_train_loader(self, trainer: Trainer | None, rank: int, world_size: int, raw: bool = False) -> TrainLoader:
         """Training batches of one of several processes, on request uint8; without a Trainer, passes are epochs."""
         sampler = EpochBatchSampler(len(self.train_dataset), self.batch_size, self.seed, True, rank, world_size)
-        check_epoch(len(sampler), len(self.train_dataset), self.batch_size, world_size)
+        check_epoch(len(sampler), len(self.train_dataset), self.batch_size, world_size, self.content)
         return self._train_loader(self.train_dataset, sampler, trainer, raw)
 
     def _train_loader(self, dataset: Dataset, sampler: Sampler, trainer: Trainer | None, raw: bool) -> TrainLoader:
@@ -356,7 +353,9 @@ class ImageFolderData(PictureData):
     ) -> None:
         super().__init__(**options)
         if root is None and val_root is None:
-            raise ValueError("data.root is not set: set it to a folder of pictures, data.root=/my/photos")
+            raise ValueError(
+                f"data.root is not set: set it to a folder of {self.content}, data.root=/my/{self.content}"
+            )
         self.root = None if root is None else Path(root).expanduser()
         self.file_list = None if file_list is None else Path(file_list).expanduser()
         self.val_root = None if val_root is None else Path(val_root).expanduser()
@@ -364,7 +363,7 @@ class ImageFolderData(PictureData):
         if self.root and self.val_root and self.val_root.resolve() == self.root.resolve():
             raise ValueError(
                 f"data.val_root and data.root are both {self.root.absolute()}: validation would measure training "
-                "pictures. Leave val_root out to hold out a share"
+                f"{self.content}. Leave val_root out to hold out a share"
             )
 
     @cached_property
@@ -375,16 +374,19 @@ class ImageFolderData(PictureData):
             val = self._find(self.val_root)
             return [], val, find_classes(val)
         if self.file_list is not None:
-            paths = read_file_list(self.root, self.file_list)
+            paths = self._read_list(self.root, self.file_list)
         else:
             paths = self._find(self.root, exclude=self.val_root)
         classes = find_classes(paths)
         if self.val_root is not None:
             return paths, self._find(self.val_root), classes
-        return *split_by_hash(paths, self.val_share, partial(self._is_readable, self.root)), classes
+        return *split_by_hash(paths, self.val_share, partial(self._is_readable, self.root), self.content), classes
 
     def _find(self, root: Path, exclude: Path | None = None) -> list[str]:
         return find_images(root, exclude)
+
+    def _read_list(self, root: Path, file_list: Path) -> list[str]:
+        return read_file_list(root, file_list)
 
     def _is_readable(self, root: Path, path: str) -> bool:
         return is_readable(root, path)
@@ -397,7 +399,9 @@ class ImageFolderData(PictureData):
         train, val, classes = self._split
         if split == "train":
             if self.root is None:
-                raise ValueError("data.root is not set: set it to a folder of training pictures, data.root=/my/photos")
+                raise ValueError(
+                    f"data.root is not set: set it to a folder of training {self.content}, data.root=/my/{self.content}"
+                )
             root, paths = self.root, train
         else:
             root, paths = self.val_root or self.root, val
@@ -409,62 +413,6 @@ class ImageFolderData(PictureData):
         """What evaluation looks at."""
         split = "whole folder" if self.val_root else f"share of {self.val_share:g} by hash of the path"
         return self._protocol(str(self.val_root or self.root), split, len(self.eval_dataset))
-
-
-class BucketFolderData(ImageFolderData):
-    """A folder of pictures that keep their aspect ratio: every training batch has one of several sizes.
-
-    A picture is resized, up or down, to cover the size with the nearest ratio, and cropped at random. Sizes with too
-    few pictures for a batch are given up; within the others the rest of an epoch that fills no batch is left out.
-    Evaluation has squares of `eval_size`, as everywhere.
-
-    Args:
-        buckets: Sizes ``[[H, W], ...]`` in pixels; None: those of ``image_size ** 2`` pixels or a little
-            less.
-        bucket_step: Pixels that the sides are multiples of; the tokenizer must take them.
-        max_ratio: Largest ratio of the longer side to the shorter one.
-        **options: Arguments of `ImageFolderData`; its ways to crop are left alone.
-
-    Raises:
-        ValueError: If a size is impossible, or a setting has no effect.
-    """
-
-    def __init__(
-        self,
-        buckets: Sequence[Sequence[int]] | None = None,
-        bucket_step: int = 32,
-        max_ratio: float = 2.0,
-        **options: Any,
-    ) -> None:
-        super().__init__(**options)
-        for name, unset in (("crop_scale", None), ("short_sides", None), ("resize_mode", "short_side")):
-            if options.get(name, unset) != unset:
-                raise ValueError(f"data.{name}={options[name]} has no effect on buckets, which a picture just covers")
-        self.sizes = [(int(height), int(width)) for height, width in buckets or ()]
-        if any(min(size) < 1 for size in self.sizes):
-            raise ValueError(f"data.buckets must be sizes in pixels such as [[256,256],[192,320]], got {buckets}")
-        self.sizes = self.sizes or bucket_sizes(self.image_size**2, bucket_step, max_ratio)
-
-    @property
-    def train_sizes(self) -> list[tuple[int, ...]]:
-        """Every size that a training batch may have."""
-        return [*self.sizes]
-
-    def make_train_loader(self, trainer: Trainer | None, rank: int, world_size: int, raw: bool = False) -> TrainLoader:
-        """Training batches, each of one size, the same on every process."""
-        source = self.train_dataset.source
-        shapes = [picture_shape(source[index].image) for index in range(len(source))]
-        buckets = assign(shapes, self.sizes, self.batch_size * world_size)
-        decoding = self._decoding("train")
-        if self.reduced_decode:
-            decoding["reduced_size"] = 2 * max(side for size in self.sizes for side in size)
-        datasets = [
-            self.picture_dataset(source, CoverTransform(size, self.resize_filter, self.flip), True, **decoding)
-            for size, _ in buckets
-        ]
-        numbers = [numbers for _, numbers in buckets]
-        sampler = BucketBatchSampler(numbers, self.batch_size, self.seed, rank, world_size)
-        return self._train_loader(BucketDataset(datasets), sampler, trainer, raw)
 
 
 class TorchvisionData(PictureData):
@@ -626,7 +574,7 @@ class StreamedData(PictureData):
         warnings.filterwarnings("ignore", "Your `IterableDataset` has `__len__` defined")
         # Made anew, since the rank is known only when a Trainer is attached.
         dataset = self._batches("train", rank, world_size)
-        check_epoch(len(dataset), dataset.num_samples, self.batch_size, dataset.world_size)
+        check_epoch(len(dataset), dataset.num_samples, self.batch_size, dataset.world_size, self.content)
         options = self._worker_options() | {"raw": raw}
         return TrainLoader(dataset, trainer, self.worker_restarts, batch_size=None, **options)
 
@@ -655,13 +603,13 @@ class WebDatasetData(StreamedData):
         **options: Any,
     ) -> None:
         super().__init__(samples_per_epoch, **options)
-        self.shards = expand_shards(shards) if shards is not None else []
-        self.val_shards = expand_shards(val_shards)
+        self.shards = expand_shards(shards, self.content) if shards is not None else []
+        self.val_shards = expand_shards(val_shards, self.content)
         self.val_pattern = val_shards
         if samples_per_epoch is None and shards is not None and is_remote(shards):
             raise ValueError(
                 "data.samples_per_epoch is not set, and shards behind URLs and pipes are not counted: set it to the "
-                "number of training pictures"
+                f"number of training {self.content}"
             )
         if shared := set(self.shards) & set(self.val_shards):
             first = min(map(str, shared))
@@ -791,7 +739,7 @@ def at_least(smallest: int, name: str, value: int) -> int:
     return value
 
 
-def check_epoch(num_batches: int, num_samples: int, batch_size: int, world_size: int) -> None:
+def check_epoch(num_batches: int, num_samples: int, batch_size: int, world_size: int, content: str) -> None:
     """Check that an epoch has a batch.
 
     Raises:
@@ -799,6 +747,6 @@ def check_epoch(num_batches: int, num_samples: int, batch_size: int, world_size:
     """
     if num_batches < 1:
         raise ValueError(
-            f"{num_samples} training pictures do not fill one batch of data.batch_size={batch_size} on each of "
+            f"{num_samples} training {content} do not fill one batch of data.batch_size={batch_size} on each of "
             f"{world_size} processes: set data.batch_size to at most {max(1, num_samples // world_size)}"
         )

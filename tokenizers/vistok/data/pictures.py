@@ -66,8 +66,8 @@ class PictureStream(Pictures):
     """Pictures in sequence only, the same in every pass."""
 
     @abstractmethod
-    def __iter__(self) -> Iterator[Picture]:
-        """One pass over all pictures."""
+    def __iter__(self) -> Iterator[Picture | BadSample]:
+        """One pass over all pictures; a `BadSample` stands for one that is not there."""
 
 
 class PictureDataset(Dataset):
@@ -89,6 +89,8 @@ class PictureDataset(Dataset):
     Raises:
         ValueError: If the first `max_bad` pictures are all unreadable.
     """
+
+    content = "pictures"
 
     def __init__(
         self,
@@ -144,4 +146,4 @@ class PictureDataset(Dataset):
                 return sample | {"bad": bad}
             bad.append(sample)
         listed = "; ".join(f"{sample.key}: {sample.kind} ({sample.reason})" for sample in bad[:3])
-        raise ValueError(f"{len(bad)} pictures in a row of {self.source.name} are unreadable, such as {listed}")
+        raise ValueError(f"{len(bad)} {self.content} in a row of {self.source.name} are unreadable, such as {listed}")

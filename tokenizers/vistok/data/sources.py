@@ -6,6 +6,7 @@ from vistok.data.hugging_face import HuggingFaceSet, HuggingFaceStream
 from vistok.data.image_folder import ImageFolder, find_classes, find_images, read_file_list
 from vistok.data.pictures import PictureSource, PictureStream
 from vistok.data.torchvision_set import TorchvisionSet
+from vistok.data.video import VideoFolder, find_videos, read_video_list
 
 
 def open_source(
@@ -17,6 +18,7 @@ def open_source(
     label_key: str | None = None,
     text_key: str | None = None,
     streaming: bool = False,
+    videos: bool = False,
 ) -> PictureSource | PictureStream:
     """Open what a user calls a source.
 
@@ -29,6 +31,7 @@ def open_source(
         label_key: Column of labels of a Hugging Face set.
         text_key: Column of captions of a Hugging Face set.
         streaming: Whether to read a Hugging Face set without storing it.
+        videos: Whether to look for videos instead of pictures, in a folder.
 
     Raises:
         FileNotFoundError: If it is not there.
@@ -39,13 +42,19 @@ def open_source(
         raise ValueError(f"columns and streaming are settings of a Hugging Face set such as hf:{source}")
     if kind in ("hf", "torchvision") and file_list is not None:
         raise ValueError(f"a file list belongs to a folder, not to {source}")
+    if kind in ("hf", "torchvision") and videos:
+        raise ValueError(f"videos are read from a folder, not from {source}")
     if kind == "torchvision":
         return TorchvisionSet(name, root.expanduser(), split)
     if kind == "hf":
         make = HuggingFaceStream if streaming else HuggingFaceSet
         return make(name, split, None, image_key, label_key, text_key)
     folder = Path(source).expanduser()
-    if not folder.exists():
-        raise FileNotFoundError(f"{folder} does not exist: give a folder of pictures, torchvision:NAME or hf:NAME")
-    paths = find_images(folder) if file_list is None else read_file_list(folder, file_list.expanduser())
-    return ImageFolder(folder, paths, find_classes(paths))
+    if not folder.is_dir():
+        kind = "is a file" if folder.exists() else "does not exist"
+        raise FileNotFoundError(f"{folder} {kind}: give a folder, torchvision:NAME or hf:NAME")
+    find, read, make = (
+        (find_videos, read_video_list, VideoFolder) if videos else (find_images, read_file_list, ImageFolder)
+    )
+    paths = find(folder) if file_list is None else read(folder, file_list.expanduser())
+    return make(folder, paths, find_classes(paths))

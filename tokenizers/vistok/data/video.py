@@ -6,13 +6,15 @@ decoded, and only one of them is held in its full size.
 
 import io
 import re
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib import import_module
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import UInt8
@@ -21,16 +23,18 @@ from torch import Tensor
 
 from vistok.data.decode import BadImageError, decode_image
 from vistok.data.image_folder import EXTENSIONS as PICTURE_EXTENSIONS
-from vistok.data.image_folder import ImageFolder, no_files_below, walk
+from vistok.data.image_folder import VIDEO_EXTENSIONS as EXTENSIONS
+from vistok.data.image_folder import ImageFolder, no_files_below, read_file_list, walk
 from vistok.data.pictures import Picture, PictureDataset
 from vistok.data.transforms import MAX_RESIZED_PIXELS
 from vistok.data.webdataset import ShardDataset
 
-EXTENSIONS = (".mp4", ".webm", ".mkv", ".avi", ".gif", ".mov")
 # FFmpeg goes by the content of a file: a play list that is called a video would open other files and addresses.
 FORMATS = "mov,matroska,avi,gif"
 FRAME_EXTENSIONS = tuple(extension for extension in PICTURE_EXTENSIONS if extension not in EXTENSIONS)
+T = TypeVar("T")
 NUMBERED = re.compile(r"(.*?)(\d+)")
+ZIP = b"PK\3\4"  # how a zip file begins
 DURATION = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 
 
@@ -67,11 +71,11 @@ class Clip:
             return f"{self.frames} frames, {self.rate:g} per second"
         return f"{self.frames} frames" + (f", one of {self.stride}" if self.stride > 1 else "")
 
-    def read(self, source: Path | bytes, position: float) -> Iterator[Path | Image.Image]:
+    def read(self, source: Path | bytes, position: float) -> Iterator[Path | bytes | Image.Image]:
         """The undecoded or decoded frames of a clip.
 
         Args:
-            source: A video file, its bytes, or a folder of numbered pictures.
+            source: A video file, its bytes, a folder of numbered pictures, or the bytes of a zip file of them.
             position: Where the clip lies, from 0 (it begins with the video) to 1 (it ends with the video).
 
         Raises:
@@ -79,24 +83,31 @@ class Clip:
                 short"`` (it has fewer frames than a clip), ``"too large"`` or ``"unreadable"``.
             ImportError: If a file is to be read without PyAV.
         """
-        if isinstance(source, Path) and source.is_dir():
-            return self._read_folder(source, position)
+        if isinstance(source, bytes):
+            return self._read_archive(source, position) if source.startswith(ZIP) else self._read_file(source, position)
+        if source.is_dir():
+            return iter(self._choose(pictures_of(source), position))
         return self._read_file(source, position)
 
-    def _read_folder(self, folder: Path, position: float) -> Iterator[Path]:
+    def _read_archive(self, data: bytes, position: float) -> Iterator[bytes]:
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                for name in self._choose(in_order(archive.namelist()), position):
+                    yield archive.read(name)
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+            raise BadImageError("unreadable", f"zip file of pictures: {type(error).__name__}: {error}") from error
+
+    def _choose(self, pictures: Sequence[T], position: float) -> Sequence[T]:
         if self.rate is not None:
-            raise ValueError(f"{folder} holds pictures, which have no rate: set data.rate=null and data.stride")
-        names = numbered_pictures([path.name for path in folder.iterdir()])
-        prefixes = sorted({prefix for prefix, _, _ in names})
-        if len(prefixes) > 1:
-            listed = ", ".join(f"{prefix}*" for prefix in prefixes[:3])
-            raise BadImageError("unreadable", f"pictures of several names ({listed}): one folder is one video")
-        free = len(names) - self._needed
+            raise ValueError(
+                f"data.rate={self.rate:g} is of video files, and folders and zip files of pictures, such as the one of "
+                f"{pictures[0]}, have no rate: set data.rate=null and data.stride"
+            )
+        free = len(pictures) - self._needed
         if free < 0:
-            raise _too_short(len(names), self._needed)
+            raise _too_short(len(pictures), self._needed)
         start = round(position * free)
-        for _, _, name in names[start : start + self._needed : self.stride]:
-            yield folder / name
+        return pictures[start : start + self._needed : self.stride]
 
     @property
     def _needed(self) -> int:
@@ -104,12 +115,7 @@ class Clip:
         return (self.frames - 1) * self.stride + 1
 
     def _read_file(self, source: Path | bytes, position: float) -> Iterator[Image.Image]:
-        with _opened(source) as (container, stream):
-            frame_rate = stream.average_rate or stream.guessed_rate
-            if not frame_rate:
-                raise BadImageError("unreadable", "no frame rate")
-            if stream.width * stream.height > MAX_RESIZED_PIXELS:
-                raise BadImageError("too large", f"frames of {stream.width}x{stream.height} pixels")
+        with _opened(source) as (container, stream, frame_rate):
             step = 1 / Fraction(self.rate) if self.rate is not None else self.stride / frame_rate
             half = Fraction(1, 2) / frame_rate
             duration = _duration(container, stream)
@@ -129,7 +135,7 @@ class Clip:
                 if copies and frame.is_corrupt:
                     raise BadImageError("unreadable", f"the frame at {float(time):.2f} s is damaged")
                 for _ in range(min(copies, self.frames - taken)):
-                    yield frame.to_image().rotate(frame.rotation, expand=True)
+                    yield upright(frame)
                     taken += 1
                 if taken == self.frames:
                     return
@@ -140,14 +146,49 @@ class Clip:
             )
 
 
+def frames_of(source: bytes) -> Iterator[tuple[Fraction, Any]]:
+    """All frames of a video file, of PyAV, with their times in seconds.
+
+    Raises:
+        BadImageError: If one cannot be decoded, or frames are missing at the end.
+    """
+    with _opened(source) as (container, stream, rate):
+        # First, since it may read to the end.
+        duration = _duration(container, stream)
+        start = stream.start_time or 0
+        container.seek(start, stream=stream)
+        end = Fraction(0)
+        for time, frame in _decoded(container, stream):
+            if frame.is_corrupt:
+                raise BadImageError("unreadable", f"the frame at {float(time):.2f} s is damaged")
+            end = max(end, time + max((frame.duration or 0) * stream.time_base, 1 / rate))
+            yield time, frame
+        # Containers round the times of frames.
+        if end + 1 / rate < duration:
+            raise BadImageError(
+                "truncated", f"the frames end after {float(end):.2f} s, they should last {float(duration):.2f} s"
+            )
+
+
+def rates_of(source: bytes) -> tuple[Fraction, Fraction]:
+    """Frames per second of a video file, and the unit of their times in seconds."""
+    with _opened(source) as (_, stream, rate):
+        return rate, stream.time_base
+
+
+def upright(frame: Any) -> Image.Image:
+    """A frame of PyAV as a person sees it."""
+    return frame.to_image().rotate(frame.rotation, expand=True)
+
+
 def _too_short(there: int, needed: int) -> BadImageError:
     return BadImageError("too short", f"{there} frames, a clip takes {needed}")
 
 
 @contextmanager
-def _opened(source: Path | bytes) -> Iterator[tuple[Any, Any]]:
-    """A container and its first stream of pictures; whatever FFmpeg raises in the block becomes a `BadImageError`."""
-    av = _import_av()
+def _opened(source: Path | bytes) -> Iterator[tuple[Any, Any, Fraction]]:
+    """A container, its first stream of pictures and their rate; what FFmpeg raises becomes a `BadImageError`."""
+    av = import_av()
     kind = "not a video"
     try:
         if not (len(source) if isinstance(source, bytes) else source.stat().st_size):
@@ -162,7 +203,12 @@ def _opened(source: Path | bytes) -> Iterator[tuple[Any, Any]]:
                 raise BadImageError("unreadable", "no decoder for its pictures")
             # Loading processes work side by side already.
             stream.codec_context.thread_count = 1
-            yield container, stream
+            frame_rate = stream.average_rate or stream.guessed_rate
+            if not frame_rate:
+                raise BadImageError("unreadable", "no frame rate")
+            if stream.width * stream.height > MAX_RESIZED_PIXELS:
+                raise BadImageError("too large", f"frames of {stream.width}x{stream.height} pixels")
+            yield container, stream, frame_rate
     except BadImageError:
         raise
     except Exception as error:  # PyAV raises nearly anything on damaged files: FFmpegError, UnicodeDecodeError, ...
@@ -170,7 +216,12 @@ def _opened(source: Path | bytes) -> Iterator[tuple[Any, Any]]:
         raise BadImageError(kind, f"{type(error).__name__}: {error}") from error
 
 
-def _import_av() -> Any:
+def import_av() -> Any:
+    """The library that reads and writes video files.
+
+    Raises:
+        ImportError: If it is not installed.
+    """
     try:
         return import_module("av")
     except ImportError as error:
@@ -226,6 +277,48 @@ def numbered_pictures(names: Sequence[str]) -> list[tuple[str, int, str]]:
     return sorted(found)
 
 
+def in_order(names: Sequence[str]) -> list[str]:
+    """Names of the numbered pictures of one video in their order.
+
+    Raises:
+        BadImageError: If they are not the pictures of one video.
+    """
+    names_and_numbers = numbered_pictures(names)
+    if not names_and_numbers:
+        raise BadImageError("empty", "no pictures whose names end in a number")
+    prefixes = sorted({prefix for prefix, _, _ in names_and_numbers})
+    if len(prefixes) > 1:
+        listed = ", ".join(f"{prefix}*" for prefix in prefixes[:3])
+        raise BadImageError("unreadable", f"pictures of several names ({listed}): one folder is one video")
+    return [name for _, _, name in names_and_numbers]
+
+
+def pictures_of(folder: Path) -> list[Path]:
+    """The numbered pictures of a folder in their order.
+
+    Raises:
+        BadImageError: If they are not the pictures of one video.
+    """
+    return [folder / name for name in in_order([path.name for path in folder.iterdir()])]
+
+
+def is_video(path: Path) -> bool:
+    """Whether there is a file, or a folder of numbered pictures."""
+    if path.is_dir():
+        return len(numbered_pictures([picture.name for picture in path.iterdir()])) > 1
+    return path.is_file()
+
+
+def read_video_list(root: Path, file_list: Path) -> list[str]:
+    """Files and folders of numbered pictures below `root` from a text file with one relative path per line.
+
+    Raises:
+        FileNotFoundError: If the list, or what it names, does not exist.
+        ValueError: If the list is empty.
+    """
+    return read_file_list(root, file_list, is_video, "files and folders of numbered pictures")
+
+
 def find_videos(root: Path, exclude: Path | None = None) -> list[str]:
     """Paths of all videos below `root`, relative to it, with forward slashes, sorted.
 
@@ -250,7 +343,7 @@ def find_videos(root: Path, exclude: Path | None = None) -> list[str]:
             others += names
     if not found:
         if all(name.endswith(".tar") for name in others) and others:
-            raise FileNotFoundError(f"{root.absolute()} holds shards: data=video_shards data.shards={root}")
+            raise FileNotFoundError(f"{root.absolute()} holds shards: write data=video_shards data.shards={root}")
         raise no_files_below(root, "videos and no folders of numbered pictures", EXTENSIONS, others)
     return sorted(found)
 
@@ -329,6 +422,7 @@ class VideoDataset(ClipReader, PictureDataset):
         **options: Further arguments of `PictureDataset`.
     """
 
+    content = "videos"
     source: VideoFolder
 
     def __init__(
@@ -350,9 +444,9 @@ class VideoDataset(ClipReader, PictureDataset):
 
 
 class VideoShards(ClipReader, ShardDataset):
-    """Whole batches of clips from tar shards of video files, see `ShardDataset`; a sample gives one clip.
+    """Whole batches of clips from tar shards of video files and of zip files of numbered pictures, see `ShardDataset`.
 
-    In training a clip begins anywhere in its video; otherwise it lies in the middle.
+    A sample gives one clip. In training it begins anywhere in its video; otherwise it lies in the middle.
 
     Args:
         shards: Tar files.
@@ -361,7 +455,8 @@ class VideoShards(ClipReader, ShardDataset):
         **options: The same.
     """
 
-    extensions = tuple(extension[1:] for extension in EXTENSIONS)
+    content = "videos"
+    extensions = (*(extension[1:] for extension in EXTENSIONS), "zip")
 
     def __init__(self, shards: Sequence[Path | str], *args: Any, clip: Clip, **options: Any) -> None:
         self.clip = clip

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vistok.data.module import DataModule, ImageFolderData, WebDatasetData, at_least
-from vistok.data.video import Clip, VideoDataset, VideoFolder, VideoShards, find_videos, is_readable
+from vistok.data.video import Clip, VideoDataset, VideoFolder, VideoShards, find_videos, is_readable, read_video_list
 
 
 class ClipData(DataModule):
@@ -15,6 +15,7 @@ class ClipData(DataModule):
         clip_text: Which clips evaluation looks at.
     """
 
+    content = "videos"
     clip: Clip
     clip_text: str
 
@@ -60,8 +61,6 @@ class VideoFolderData(ClipData, ImageFolderData):
         eval_clips: int = 1,
         **options: Any,
     ) -> None:
-        if options.get("root") is None and options.get("val_root") is None:
-            raise ValueError("data.root is not set: set it to a folder of videos, data.root=/my/videos")
         super().__init__(**options)
         self.clip = Clip(frames, rate, stride)
         self.clips = {"train": at_least(1, "clips", clips), "eval": at_least(1, "eval_clips", eval_clips)}
@@ -69,6 +68,9 @@ class VideoFolderData(ClipData, ImageFolderData):
 
     def _find(self, root: Path, exclude: Path | None = None) -> list[str]:
         return find_videos(root, exclude)
+
+    def _read_list(self, root: Path, file_list: Path) -> list[str]:
+        return read_video_list(root, file_list)
 
     def _is_readable(self, root: Path, path: str) -> bool:
         return is_readable(root, path, self.clip)
@@ -78,11 +80,13 @@ class VideoFolderData(ClipData, ImageFolderData):
 
 
 class VideoShardData(ClipData, WebDatasetData):
-    """Tar shards of video files (``mp4``, ``webm`` and so on; label ``cls``, caption ``txt``), a clip of each.
+    """Tar shards of videos (``mp4``, ``webm`` ..., ``zip`` of numbered pictures; label ``cls``, caption ``txt``).
+
+    A video gives one clip.
 
     Args:
         frames: Of a clip.
-        rate: Frames per second of a clip; None: every frame, or by `stride`.
+        rate: Frames per second of a clip, of video files only; None: every frame, or by `stride`.
         stride: Take every frame (1), every second one (2) and so on.
         **options: Arguments of `WebDatasetData`; ``samples_per_epoch`` and ``shuffle_buffer`` count videos.
     """
@@ -94,4 +98,4 @@ class VideoShardData(ClipData, WebDatasetData):
         super().__init__(**options)
         self.clip = Clip(frames, rate, stride)
         if self.reduced_decode:
-            raise ValueError("data.reduced_decode=true has no effect on video files: leave it out")
+            raise ValueError("data.reduced_decode=true has no effect on shards of videos: leave it out")

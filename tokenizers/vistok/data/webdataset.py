@@ -1,4 +1,4 @@
-"""Shards: tar files of pictures, read in sequence by the webdataset library."""
+"""Shards: tar files of pictures or videos, read in sequence by the webdataset library."""
 
 import itertools
 import random
@@ -36,23 +36,24 @@ def is_remote(pattern: str) -> bool:
     return "://" in pattern or pattern.startswith("pipe:")
 
 
-def expand_shards(pattern: str) -> list[Shard]:
+def expand_shards(pattern: str, content: str = "pictures") -> list[Shard]:
     """Shards that a pattern names.
 
     Args:
         pattern: A folder (its manifest says which, or all ``.tar`` files in it), or files, URLs or commands with
             braces: ``train-{00000..00007}.tar``, ``https://host/{00000..00007}.tar``, ``pipe:cat {0..7}.tar``; several
             patterns are joined by ``::``.
+        content: ``"pictures"`` or ``"videos"``: what a folder's manifest must say.
 
     Raises:
         FileNotFoundError: If a folder has no shards, or any of the files does not exist.
-        ValueError: If the folder's conversion has not reached its end.
+        ValueError: If the folder's conversion has not reached its end, or was one of something else.
     """
     if is_remote(pattern):
         return list(shardlists.expand_urls(pattern))
     folder = Path(pattern).expanduser()
     if folder.is_dir():
-        return list(_shards_in(folder))
+        return list(_shards_in(folder, content))
     paths = [Path(path).expanduser() for path in shardlists.expand_urls(pattern)]
     missing = [path for path in paths if not path.is_file()]
     if missing:
@@ -68,9 +69,12 @@ def expand_shards(pattern: str) -> list[Shard]:
     return list(paths)
 
 
-def _shards_in(folder: Path) -> list[Path]:
+def _shards_in(folder: Path, content: str) -> list[Path]:
     manifest = read_manifest(folder)
     if manifest is not None:
+        if manifest.content != content:
+            name = "video_shards" if manifest.content == "videos" else "webdataset"
+            raise ValueError(f"{folder.absolute()} holds shards of {manifest.content}: read them by data={name}")
         if not manifest.complete:
             raise ValueError(f"{folder.absolute()} is not finished: give its vistok shards command again")
         paths = [folder / shard.name for shard in manifest.shards]
@@ -84,14 +88,18 @@ def _shards_in(folder: Path) -> list[Path]:
     return paths
 
 
-def count_samples(shard: Shard, extensions: Collection[str] = IMAGE_KEYS) -> int:
-    """Number of samples in a shard, from the tar headers alone; of a damaged shard, those before the damage."""
+def count_samples(shard: Shard, extensions: Collection[str] | None = IMAGE_KEYS) -> int:
+    """Number of samples in a shard that have a file with one of `extensions`, or any file.
+
+    From the tar headers alone; of a damaged shard, those before the damage.
+    """
     keys = set()
     try:
         with open_shard(shard) as stream, tarfile.open(fileobj=stream, mode=_tar_mode(shard)) as archive:
             for member in archive:
                 key, extension = tariterators.base_plus_ext(member.name)
-                if member.isreg() and extension is not None and extension.lower() in extensions:
+                known = extension is not None and (extensions is None or extension.lower() in extensions)
+                if member.isreg() and known:
                     keys.add(key)
     except (tarfile.TarError, OSError, EOFError):
         pass  # reported as a bad shard when it is read
@@ -188,6 +196,7 @@ class ShardDataset(Resumable, IterableDataset):
         ValueError: If there are no samples.
     """
 
+    content = "pictures"
     extensions: tuple[str, ...] = IMAGE_KEYS
 
     def __init__(
@@ -228,8 +237,8 @@ class ShardDataset(Resumable, IterableDataset):
         self._collate = partial(collate, channels=channels, size=size, raw=raw)
         if self.num_samples < 1:
             raise ValueError(
-                f"no pictures in {len(self.shards)} shards such as {self.shards[0]}: a sample needs a file that ends "
-                f"in one of {', '.join(self.extensions)}"
+                f"no {self.content} in {len(self.shards)} shards such as {self.shards[0]}: a sample needs a file that "
+                f"ends in one of {', '.join(self.extensions)}"
             )
 
     def __len__(self) -> int:

@@ -12,8 +12,12 @@ from vistok.decoder.base import Decoder
 from vistok.layers import (
     AttentionBlock,
     CodeNorm,
+    NearestUpsample,
     ResidualBlock,
+    Upsample,
+    attends_in_the_middle,
     attention_levels,
+    check_feature_patches,
     middle_blocks,
     normalisation,
     recompute,
@@ -100,13 +104,18 @@ class CNNDecoder(ConvolutionalDecoder):
             `vistok.encoder.CNNEncoder`.
         resolution: Side of the images that a list is stated for, in pixels.
         middle: Whether there are residual blocks in the middle; null: if there is attention.
+        middle_attention: Whether there is self-attention between them; null: if there is attention anywhere.
+        resample_with_conv: Whether convolutions follow the nearest neighbours that double the grid.
+        num_groups: Groups of the normalisations.
         z_channels: Channels of the features; null: those of the coarsest resolution.
+        feature_patch_size: Side of the patches of features that are unfolded from channels first, as
+            `vistok.encoder.CNNEncoder` folds them.
         dropout: Dropout rate inside the residual blocks.
         gradient_checkpointing: Compute the activations of each block again in the backward pass.
     """
 
-    # Makes the normalisation of a number of channels.
-    norm: Callable[[int], nn.Module] = staticmethod(normalisation)
+    # Makes the normalisation of a number of channels, over `num_groups` groups.
+    norm: Callable[..., nn.Module] = staticmethod(normalisation)
 
     def __init__(
         self,
@@ -118,7 +127,11 @@ class CNNDecoder(ConvolutionalDecoder):
         attention: str | Sequence[int] = "none",
         resolution: int | None = None,
         middle: bool | None = None,
+        middle_attention: bool | None = None,
+        resample_with_conv: bool = True,
+        num_groups: int = 32,
         z_channels: int | None = None,
+        feature_patch_size: int = 1,
         dropout: float = 0.0,
         gradient_checkpointing: bool = False,
     ) -> None:
@@ -126,13 +139,34 @@ class CNNDecoder(ConvolutionalDecoder):
         levels = attention_levels(attention, len(widths), patch_size, resolution)
         super().__init__(channels, patch_size, len(widths), gradient_checkpointing)
         width = widths[-1]
-        self.dim = z_channels or width
-        block = partial(ResidualBlock, dropout=dropout, norm=self.norm)
-        attend = partial(AttentionBlock, norm=self.norm)
-        self.conv_in = nn.Conv2d(self.dim, width, 3, padding=1)
+        check_feature_patches(feature_patch_size)
+        self.feature_patch_size = feature_patch_size
+        self.factor *= feature_patch_size
+        self.dim = (z_channels or width) * feature_patch_size**2
+        in_the_middle = attends_in_the_middle(attention, middle_attention)
+        norm = partial(self.norm, num_groups=num_groups)
+        block = partial(ResidualBlock, dropout=dropout, norm=norm)
+        attend = partial(AttentionBlock, norm=norm)
+        double = Upsample if resample_with_conv else NearestUpsample
+        self.conv_in = nn.Conv2d(z_channels or width, width, 3, padding=1)
         self.blocks = nn.Sequential(
-            *middle_blocks(width, block, None if attention == "none" else attend, middle),
-            *refining_blocks(widths, num_blocks, block, attention=attend, levels=levels),
+            *middle_blocks(width, block, attend if in_the_middle else None, middle),
+            *refining_blocks(widths, num_blocks, block, double, attend, levels),
         )
-        self.norm_out = self.norm(widths[0])
+        self.norm_out = norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], channels * patch_size**2, 3, padding=1)
+
+    @override
+    def forward(
+        self,
+        features: Float[Tensor, "b e h w"],
+        codes: Float[Tensor, "b d h w"] | None = None,
+        size: Sequence[int] | None = None,
+    ) -> Float[Tensor, "b c H W"]:
+        side = self.feature_patch_size
+        if side == 1:
+            return super().forward(features, codes, size)
+        self.image_size(features.shape[2:], size)
+        if codes is not None:
+            codes = F.interpolate(codes, scale_factor=float(side), mode="nearest")
+        return super().forward(unfold_patches(features, side), codes)

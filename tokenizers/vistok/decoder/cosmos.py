@@ -57,7 +57,7 @@ class CosmosDecoder(ConvolutionalDecoder):
     ) -> None:
         widths = trunk_widths(channels, base_channels, channel_multipliers, num_blocks, z_channels, patch_size)
         check_patching(patch_size, patching)
-        count = halvings("factor", factor, patch_size, len(widths))
+        count = halvings("factor", factor, patch_size, len(widths), len(widths))
         levels = attention_levels(attention, len(widths), patch_size, image_size)
         super().__init__(channels, 1, 1, gradient_checkpointing)
         self.factor = patch_size << count
@@ -70,6 +70,7 @@ class CosmosDecoder(ConvolutionalDecoder):
         self.blocks = nn.Sequential(
             *middle_blocks(widths[-1], block, attend, middle=True),
             *refining_blocks(widths, num_blocks, block, lambda width: next(steps)(width), levels=levels),
+            *([Upsample(widths[0])] if count == len(widths) else []),
         )
         self.norm_out = normalisation(widths[0])
         self.conv_out = nn.Conv2d(widths[0], channels * patch_size**2, 3, padding=1)

@@ -16,8 +16,12 @@ from typing_extensions import override
 from vistok.encoder.base import Encoder
 from vistok.layers import (
     AttentionBlock,
+    Downsample,
+    PoolingDownsample,
     ResidualBlock,
+    attends_in_the_middle,
     attention_levels,
+    check_feature_patches,
     coarsening_blocks,
     fold_patches,
     middle_blocks,
@@ -79,8 +83,16 @@ class CNNEncoder(ConvolutionalEncoder):
             (taming, latent diffusion).
         resolution: Side of the images that a list is stated for, in pixels; others are taken too.
         middle: Whether there are residual blocks in the middle; null: if there is attention.
+        middle_attention: Whether there is self-attention between them; null: if there is attention anywhere.
+        stem_channels: Channels of the first convolution; null: those of the first resolution.
+        resample_with_conv: Whether strided convolutions halve the grid; otherwise means of 2x2 positions do.
+        num_groups: Groups of the normalisations.
+        unit_range: Whether the convolutions see images in [0, 1], whose padding with zeros is black (openMUSE); the
+            encoder takes images in [-1, 1] all the same.
         z_channels: Channels of the features, made by a last 3x3 convolution; null: there is none, and they are those of
             the last resolution.
+        feature_patch_size: Side of the patches of features that are folded into channels at the end, so that a code
+            stands for several of them (RQ-VAE with a code shape below its latent shape).
         dropout: Dropout rate inside the residual blocks.
         gradient_checkpointing: Compute the activations of each block again in the backward pass.
     """
@@ -95,7 +107,13 @@ class CNNEncoder(ConvolutionalEncoder):
         attention: str | Sequence[int] = "none",
         resolution: int | None = None,
         middle: bool | None = None,
+        middle_attention: bool | None = None,
+        stem_channels: int | None = None,
+        resample_with_conv: bool = True,
+        num_groups: int = 32,
+        unit_range: bool = False,
         z_channels: int | None = None,
+        feature_patch_size: int = 1,
         dropout: float = 0.0,
         gradient_checkpointing: bool = False,
     ) -> None:
@@ -103,12 +121,26 @@ class CNNEncoder(ConvolutionalEncoder):
         levels = attention_levels(attention, len(widths), patch_size, resolution)
         super().__init__(channels, patch_size, len(widths), gradient_checkpointing)
         width = widths[-1]
-        self.dim = z_channels or width
-        block = partial(ResidualBlock, dropout=dropout)
-        attend = None if attention == "none" else AttentionBlock
-        self.conv_in = nn.Conv2d(channels * patch_size**2, widths[0], 3, padding=1)
+        check_feature_patches(feature_patch_size)
+        self.feature_patch_size = feature_patch_size
+        self.factor *= feature_patch_size
+        self.dim = (z_channels or width) * feature_patch_size**2
+        self.unit_range = unit_range
+        in_the_middle = attends_in_the_middle(attention, middle_attention)
+        norm = partial(normalisation, num_groups=num_groups)
+        block = partial(ResidualBlock, dropout=dropout, norm=norm)
+        attend = partial(AttentionBlock, norm=norm)
+        halve = Downsample if resample_with_conv else PoolingDownsample
+        stem = stem_channels or widths[0]
+        self.conv_in = nn.Conv2d(channels * patch_size**2, stem, 3, padding=1)
         self.blocks = nn.Sequential(
-            *coarsening_blocks(widths, num_blocks, block, levels=levels), *middle_blocks(width, block, attend, middle)
+            *coarsening_blocks(widths, num_blocks, block, halve, attend, levels, stem),
+            *middle_blocks(width, block, attend if in_the_middle else None, middle),
         )
-        self.norm_out = normalisation(width)
+        self.norm_out = norm(width)
         self.conv_out = nn.Conv2d(width, z_channels, 3, padding=1) if z_channels else nn.Identity()
+
+    @override
+    def forward(self, images: Float[Tensor, "b c H W"]) -> Float[Tensor, "b e h w"]:
+        features = super().forward(images / 2 + 0.5 if self.unit_range else images)
+        return features if self.feature_patch_size == 1 else fold_patches(features, self.feature_patch_size)

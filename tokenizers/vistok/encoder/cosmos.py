@@ -28,6 +28,8 @@ from vistok.layers.wavelet import check_patching, halvings, to_patches
 class CosmosEncoder(ConvolutionalEncoder):
     """Residual blocks behind patches; only as many levels halve the grid as `factor` asks for, the others keep it.
 
+    With a `factor` of ``patch_size * 2 ** len(channel_multipliers)`` the coarsest level halves it as well.
+
     Args:
         channels: Channels of an image.
         patch_size: Side of the patches, in pixels.
@@ -61,7 +63,7 @@ class CosmosEncoder(ConvolutionalEncoder):
     ) -> None:
         widths = trunk_widths(channels, base_channels, channel_multipliers, num_blocks, z_channels, patch_size)
         check_patching(patch_size, patching)
-        count = halvings("factor", factor, patch_size, len(widths))
+        count = halvings("factor", factor, patch_size, len(widths), len(widths))
         levels = attention_levels(attention, len(widths), patch_size, image_size)
         super().__init__(channels, 1, 1, gradient_checkpointing)
         self.factor = patch_size << count
@@ -73,6 +75,8 @@ class CosmosEncoder(ConvolutionalEncoder):
         self.conv_in = nn.Conv2d(channels * patch_size**2, base_channels, 3, padding=1)
         layers = coarsening_blocks(widths, num_blocks, block, lambda width: next(steps)(width), levels=levels)
         layers[0] = block(base_channels, widths[0])
+        if count == len(widths):
+            layers.append(Downsample(widths[-1]))
         self.blocks = nn.Sequential(*layers, *middle_blocks(widths[-1], block, attend, middle=True))
         self.norm_out = normalisation(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], z_channels, 3, padding=1)

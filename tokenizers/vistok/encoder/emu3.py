@@ -25,6 +25,7 @@ class Emu3Encoder(CNNEncoder):
         num_blocks: Residual blocks per resolution.
         attention: As for `CNNEncoder`.
         resolution: As for `CNNEncoder`.
+        stem_channels: As for `CNNEncoder`.
         z_channels: Channels of the features.
         frames: Copies of the image, a power of 2.
         time_blocks: Residual blocks behind the convolutions over time.
@@ -40,6 +41,7 @@ class Emu3Encoder(CNNEncoder):
         num_blocks: int = 2,
         attention: str | Sequence[int] = "last",
         resolution: int | None = None,
+        stem_channels: int | None = None,
         z_channels: int = 4,
         frames: int = 4,
         time_blocks: int = 2,
@@ -55,6 +57,7 @@ class Emu3Encoder(CNNEncoder):
             num_blocks,
             attention,
             resolution,
+            stem_channels=stem_channels,
             z_channels=z_channels,
             dropout=dropout,
             gradient_checkpointing=gradient_checkpointing,

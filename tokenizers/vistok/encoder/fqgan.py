@@ -37,6 +37,7 @@ class FQGANEncoder(ConvolutionalEncoder):
         base_channels: Channels at the first resolution, a multiple of 32.
         channel_multipliers: Channels of each resolution, in units of `base_channels`.
         num_blocks: Residual blocks per resolution.
+        stem_channels: Channels of the first convolution; null: those of the first resolution.
         branches: Number of codes of a position: 2 or 3 in FQGAN.
         image_size: Side or ``[H, W]`` of the training images, in pixels; the positions of other sizes are bicubic
             samples of those of this one.
@@ -54,6 +55,7 @@ class FQGANEncoder(ConvolutionalEncoder):
         base_channels: int = 128,
         channel_multipliers: Sequence[int] = (1, 1, 2, 2, 4),
         num_blocks: int = 2,
+        stem_channels: int | None = None,
         branches: int = 2,
         image_size: int | Sequence[int] = 256,
         depth: int = 6,
@@ -70,9 +72,10 @@ class FQGANEncoder(ConvolutionalEncoder):
         width = widths[-1]
         self.dim = branches * z_channels
         block = partial(ResidualBlock, dropout=dropout)
-        self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
+        stem = stem_channels or widths[0]
+        self.conv_in = nn.Conv2d(channels, stem, 3, padding=1)
         self.blocks = nn.Sequential(
-            *coarsening_blocks(widths, num_blocks, block, levels=[len(widths) - 1]),
+            *coarsening_blocks(widths, num_blocks, block, levels=[len(widths) - 1], stem_width=stem),
             *middle_blocks(width, block, AttentionBlock, None),
         )
         grid = patch_grid(image_size, self.factor)

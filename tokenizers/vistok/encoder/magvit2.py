@@ -25,6 +25,7 @@ class MAGVIT2Encoder(ConvolutionalEncoder):
         base_channels: Channels at the first resolution, a multiple of 32.
         channel_multipliers: Channels of each resolution, in units of `base_channels`.
         num_blocks: Residual blocks per resolution, and in the middle.
+        stem_channels: Channels of the first convolution; null: those of the first resolution.
         z_channels: Channels of the features.
         dropout: Dropout rate inside the residual blocks.
         gradient_checkpointing: Compute the activations of each block again in the backward pass.
@@ -36,6 +37,7 @@ class MAGVIT2Encoder(ConvolutionalEncoder):
         base_channels: int = 128,
         channel_multipliers: Sequence[int] = (1, 1, 2, 2, 4),
         num_blocks: int = 4,
+        stem_channels: int | None = None,
         z_channels: int = 18,
         dropout: float = 0.0,
         gradient_checkpointing: bool = False,
@@ -45,10 +47,15 @@ class MAGVIT2Encoder(ConvolutionalEncoder):
         width = widths[-1]
         self.dim = z_channels
         block = partial(ResidualBlock, dropout=dropout, bias=False)
-        self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)
+        stem = stem_channels or widths[0]
+        self.conv_in = nn.Conv2d(channels, stem, 3, padding=1, bias=False)
         self.blocks = nn.Sequential(
             *coarsening_blocks(
-                widths, num_blocks, block, lambda width: nn.Conv2d(width, width, 3, stride=2, padding=1)
+                widths,
+                num_blocks,
+                block,
+                lambda width: nn.Conv2d(width, width, 3, stride=2, padding=1),
+                stem_width=stem,
             ),
             *(block(width, width) for _ in range(num_blocks)),
         )

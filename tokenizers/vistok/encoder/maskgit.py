@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from vistok.encoder.cnn import ConvolutionalEncoder
-from vistok.layers import Downsample, MaskGITResidualBlock, coarsening_blocks, normalisation, trunk_widths
+from vistok.layers import (
+    Downsample,
+    MaskGITResidualBlock,
+    PoolingDownsample,
+    coarsening_blocks,
+    normalisation,
+    trunk_widths,
+)
 
 
 class MaskGITEncoder(ConvolutionalEncoder):
@@ -27,6 +34,7 @@ class MaskGITEncoder(ConvolutionalEncoder):
         base_channels: Channels at the first resolution, a multiple of 32.
         channel_multipliers: Channels of each resolution, in units of `base_channels`.
         num_blocks: Residual blocks per resolution, and in the middle.
+        stem_channels: Channels of the first convolution; null: those of the first resolution.
         downsample: ``pool`` for the mean of 2x2 positions (MaskGIT) | ``conv`` for a strided convolution (MaskBit).
         z_channels: Channels of the features.
         dropout: Dropout rate inside the residual blocks.
@@ -39,6 +47,7 @@ class MaskGITEncoder(ConvolutionalEncoder):
         base_channels: int = 128,
         channel_multipliers: Sequence[int] = (1, 1, 2, 2, 4),
         num_blocks: int = 2,
+        stem_channels: int | None = None,
         downsample: str = "pool",
         z_channels: int = 256,
         dropout: float = 0.0,
@@ -51,10 +60,12 @@ class MaskGITEncoder(ConvolutionalEncoder):
         width = widths[-1]
         self.dim = z_channels
         block = partial(MaskGITResidualBlock, dropout=dropout)
-        halve = Downsample if downsample == "conv" else lambda _: nn.AvgPool2d(2)
-        self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)
+        halve = Downsample if downsample == "conv" else PoolingDownsample
+        stem = stem_channels or widths[0]
+        self.conv_in = nn.Conv2d(channels, stem, 3, padding=1, bias=False)
         self.blocks = nn.Sequential(
-            *coarsening_blocks(widths, num_blocks, block, halve), *(block(width, width) for _ in range(num_blocks))
+            *coarsening_blocks(widths, num_blocks, block, halve, stem_width=stem),
+            *(block(width, width) for _ in range(num_blocks)),
         )
         self.norm_out = normalisation(width)
         self.conv_out = nn.Conv2d(width, z_channels, 1)

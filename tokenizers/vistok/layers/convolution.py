@@ -12,13 +12,27 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 
-def normalisation(channels: int, affine: bool = True) -> nn.GroupNorm:
-    """Group normalisation over 32 groups; `channels` must be a multiple of 32."""
-    if channels % 32:
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation that is as exact in ``channels_last`` as it is otherwise.
+
+    For that format PyTorch takes the variance on CPUs as a difference of two means, which is wrong by half of it where
+    the mean is 300 times the deviation, as it gets in decoders that codes shift.
+    """
+
+    @override
+    def forward(self, input: Float[Tensor, "b c *grid"]) -> Float[Tensor, "b c *grid"]:
+        return super().forward(input.contiguous() if input.device.type == "cpu" else input)
+
+
+def normalisation(channels: int, affine: bool = True, num_groups: int = 32) -> nn.GroupNorm:
+    """Group normalisation; `channels` must be a multiple of the number of groups."""
+    if num_groups < 1:
+        raise ValueError(f"num_groups must be a positive number of groups of channels, got {num_groups}")
+    if channels % num_groups:
         raise ValueError(
-            f"channels must be multiples of 32 for group normalisation, got {channels}: change base_channels"
+            f"channels must be multiples of {num_groups} for group normalisation, got {channels}: change base_channels"
         )
-    return nn.GroupNorm(32, channels, eps=1e-6, affine=affine)
+    return GroupNorm(num_groups, channels, eps=1e-6, affine=affine)
 
 
 def default_normalisation(channels: int) -> nn.GroupNorm:
@@ -139,6 +153,20 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(features, scale_factor=2.0, mode="nearest"))
 
 
+class PoolingDownsample(nn.AvgPool2d):
+    """Halve the grid by means of 2x2 positions."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(2)
+
+
+class NearestUpsample(nn.Upsample):
+    """Double the grid by nearest neighbours."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(scale_factor=2.0, mode="nearest")
+
+
 class DepthToSpaceUpsample(nn.Module):
     """Double the grid by a 3x3 convolution that predicts four positions at once.
 
@@ -177,6 +205,12 @@ def trunk_widths(
     return [base_channels * multiplier for multiplier in channel_multipliers]
 
 
+def check_feature_patches(feature_patch_size: int) -> None:
+    """Refuse patches of features without features."""
+    if feature_patch_size < 1:
+        raise ValueError(f"feature_patch_size must be a positive number of features, got {feature_patch_size}")
+
+
 def blocks_per_level(num_blocks: Sequence[int], middle_blocks: int, num_levels: int) -> list[int]:
     """Residual blocks of each resolution; a ValueError refuses lists of another length."""
     counts = list(num_blocks)
@@ -185,6 +219,24 @@ def blocks_per_level(num_blocks: Sequence[int], middle_blocks: int, num_levels: 
     if middle_blocks < 0:
         raise ValueError(f"middle_blocks must be a number of residual blocks, got {middle_blocks}")
     return counts
+
+
+def attended_levels(factors: Sequence[int], num_levels: int) -> list[int]:
+    """Levels of a trunk whose grids are coarser than the image by one of `factors`; ValueError if there is none."""
+    possible = [2**level for level in range(num_levels)]
+    if not set(factors) <= set(possible):
+        raise ValueError(f"attention_factors={list(factors)} must be chosen from {possible}")
+    return [level for level, factor in enumerate(possible) if factor in factors]
+
+
+def middle_of(width: int, count: int, block: Callable[[int, int], nn.Module], attention: bool) -> list[nn.Module]:
+    """Residual blocks of `width` channels, with self-attention between them where `attention` says so."""
+    layers: list[nn.Module] = []
+    for number in range(count):
+        if attention and number:
+            layers.append(AttentionBlock(width))
+        layers.append(block(width, width))
+    return layers
 
 
 def attention_levels(
@@ -231,6 +283,7 @@ def coarsening_blocks(
     downsample: Callable[[int], nn.Module] = Downsample,
     attention: Callable[[int], nn.Module] = AttentionBlock,
     levels: Collection[int] = (),
+    stem_width: int | None = None,
 ) -> list[nn.Module]:
     """Blocks from the finest resolution to the coarsest.
 
@@ -241,9 +294,10 @@ def coarsening_blocks(
         downsample: Makes the layer that halves the grid.
         attention: Makes the layer that follows every residual block of `levels`.
         levels: Indices into `widths`.
+        stem_width: Channels that the first block takes; None: those of the first resolution.
     """
     layers: list[nn.Module] = []
-    width = widths[0]
+    width = stem_width or widths[0]
     for level, next_width in enumerate(widths):
         if level:
             layers.append(downsample(width))
@@ -288,6 +342,23 @@ def refining_blocks(
         if level:
             layers.append(upsample(width))
     return layers
+
+
+def attends_in_the_middle(attention: str | Sequence[int], middle_attention: bool | None) -> bool:
+    """Whether there is self-attention in the middle: a ValueError refuses what `attention` contradicts.
+
+    Args:
+        attention: As for `attention_levels`.
+        middle_attention: None: if there is attention anywhere.
+    """
+    if middle_attention is None:
+        return attention != "none"
+    if attention in ("none", "middle") and middle_attention == (attention == "none"):
+        raise ValueError(
+            f"middle_attention={middle_attention} contradicts attention={attention}: set middle_attention=null, and "
+            "attention=none or attention=middle"
+        )
+    return middle_attention
 
 
 def middle_blocks(

@@ -68,9 +68,9 @@ class SpatialNorm(CodeNorm):
     is modulated has a scale and a shift of its own.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, num_groups: int = 32) -> None:
         super().__init__()
-        self.norm = normalisation(channels)
+        self.norm = normalisation(channels, num_groups=num_groups)
 
     @override
     def set_code_dim(self, code_dim: int) -> None:

@@ -86,7 +86,7 @@ def inverse_haar(bands: Float[Tensor, "b e *half"]) -> Float[Tensor, "b c *size"
     return parts[0]
 
 
-def halvings(name: str, factor: int | None, patch_size: int, num_levels: int) -> int:
+def halvings(name: str, factor: int | None, patch_size: int, num_levels: int, most: int | None = None) -> int:
     """How often a trunk of `num_levels` behind patches halves its grid.
 
     Args:
@@ -94,6 +94,7 @@ def halvings(name: str, factor: int | None, patch_size: int, num_levels: int) ->
         factor: Pixels or frames per feature along an axis; None: each level but the last halves the grid.
         patch_size: Pixels or frames per patch.
         num_levels: Resolutions of the trunk; some may be equal.
+        most: How often at most; None: all levels but the last can.
 
     Raises:
         ValueError: If `factor` is not `patch_size` times a power of 2, or there are too few levels.
@@ -106,9 +107,11 @@ def halvings(name: str, factor: int | None, patch_size: int, num_levels: int) ->
             f"{name} must be patch_size times a power of 2, got {name}={factor} with patch_size={patch_size}"
         )
     count = ratio.bit_length() - 1
-    if count >= num_levels:
+    most = num_levels - 1 if most is None else most
+    if count > most:
         raise ValueError(
-            f"{name}={factor} with patch_size={patch_size} halves the grid {count} times, which needs {count + 1} or "
-            f"more levels, got {num_levels}: give channel_multipliers one entry per level"
+            f"{name}={factor} with patch_size={patch_size} halves the grid {count} times, which needs "
+            f"{count + num_levels - most} or more levels, got {num_levels}: give channel_multipliers one entry per "
+            "level"
         )
     return count

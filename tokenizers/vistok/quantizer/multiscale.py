@@ -6,11 +6,12 @@ spherical codes: J. Han et al.: Infinity, https://arxiv.org/abs/2412.04431.
 
 import random
 from collections.abc import Callable, Sequence
-from fractions import Fraction
+from functools import cache
 from itertools import accumulate
-from math import floor, prod
+from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -42,8 +43,8 @@ class MultiScaleQuantizer(CompositeQuantizer):
     codes and taken from the rest. A scale as large as the grid is not resized.
 
     A grid axis of length g has ``max(1, round(g * scales[k] / scales[-1]))`` cells at scale k, so a square grid of
-    ``scales[-1]`` has exactly `scales`. A sequence ``(n,)`` is an image of one row. A video ``(t, h, w)`` is resized
-    frame by frame, and along time by areas and linear interpolation.
+    ``scales[-1]`` has exactly `scales`; `schedules` say it for other grids. A sequence ``(n,)`` is an image of one row.
+    A video ``(t, h, w)`` is resized frame by frame, and along time by areas and linear interpolation.
 
     With ``loss="cumulative"`` the loss ``commitment`` is ``mse(features, sg[codes])`` and ``codebook`` is
     ``mse(sg[features], codes)``, of the codes summed up to each scale, mean over the scales that ran; they replace
@@ -69,6 +70,8 @@ class MultiScaleQuantizer(CompositeQuantizer):
         bits: Of the part.
         levels: Of the part.
         seed: Seed of the part, the convolutions and the dropout.
+        schedules: Lists of the cells ``[h, w]`` of each scale. A grid ``(h, w)`` in one of them has the scales up to
+            itself, whatever `scales` are; the first list that has it counts.
 
     Raises:
         ValueError: If an argument is out of range, has no effect, or contradicts the template.
@@ -89,16 +92,19 @@ class MultiScaleQuantizer(CompositeQuantizer):
         bits: int | None = None,
         levels: Sequence[int] | None = None,
         seed: int = 0,
+        schedules: Sequence[Sequence[Sequence[int]]] | None = None,
     ) -> None:
         scales = tuple(scales) if isinstance(scales, Sequence) else (scales,)
         if not scales or any(type(scale) is not int or scale < 1 for scale in scales) or list(scales) != sorted(scales):
             raise ValueError(f"scales must be positive integers that do not decrease, got {list(scales)}")
+        self._schedules = _scales_of_grids(schedules or ())
+        count = max(len(scales), *map(len, self._schedules.values()), 0)
         check_count("phi", phi, 0)
         check_choice("up", up, UPS)
         check_choice("loss", loss, LOSSES)
-        check_dropout(dropout, "min_scales", min_scales, len(scales))
+        check_dropout(dropout, "min_scales", min_scales, count)
         sizes: dict[str, Any] = {"codebook_size": codebook_size, "dim": dim, "bits": bits, "levels": levels}
-        super().__init__(quantizer, len(scales), shared=True, shortens=dropout > 0, seed=seed, **sizes)
+        super().__init__(quantizer, count, shared=True, shortens=dropout > 0, seed=seed, **sizes)
         part = self.part(0)
         cumulative = ("commitment", "codebook") if loss == "cumulative" else ()
         self._cumulative = [key for key in cumulative if key in part.loss_weights]
@@ -122,8 +128,7 @@ class MultiScaleQuantizer(CompositeQuantizer):
         self.dim = part.dim
         self.codebook_sizes = part.codebook_sizes
         self.bits = part.bits
-        self.phi_of_scale = spread(phi, len(scales)) if phi else ()
-        if len(set(self.phi_of_scale)) < phi:
+        if phi and len(set(spread(phi, len(scales)))) < phi:
             raise ValueError(f"{phi} convolutions are too many for {len(scales)} scales, some would never be used")
         # A seeded start without touching the global random state.
         with torch.random.fork_rng(devices=[]):
@@ -236,6 +241,9 @@ class MultiScaleQuantizer(CompositeQuantizer):
 
     def scale_sizes(self, grid: Sequence[int]) -> list[tuple[int, ...]]:
         """Cells along each axis of a grid at each scale; halves are rounded up."""
+        *time, height, width = (1, *grid)
+        if set(time) == {1} and (known := self._schedules.get((height, width))):
+            return [(*grid[:-2], *cells) for cells in known]
         last = self.scales[-1]
         return [tuple(max(1, (2 * length * scale + last) // (2 * last)) for length in grid) for scale in self.scales]
 
@@ -250,9 +258,10 @@ class MultiScaleQuantizer(CompositeQuantizer):
             grid: Of the codes.
         """
         frames = _frames(grid)
-        enlarged = enlarge(cells.reshape(*cells.shape[:2], *self.scale_sizes(frames)[number]), frames, self.up)
+        sizes = self.scale_sizes(frames)
+        enlarged = enlarge(cells.reshape(*cells.shape[:2], *sizes[number]), frames, self.up)
         if self.phi:
-            phi = self.phi[self.phi_of_scale[number]]
+            phi = self.phi[spread(len(self.phi), len(sizes))[number]]
             assert isinstance(phi, nn.Conv2d)
             ratio = self.phi_ratio
             enlarged = (1 - ratio) * enlarged + ratio * _by_frame(enlarged, lambda each: self._convolve(phi, each))
@@ -288,18 +297,37 @@ class MultiScaleQuantizer(CompositeQuantizer):
         return F.conv2d(frames.double(), phi.weight.double(), bias, padding=1).float()
 
 
+@cache
 def spread(count: int, scales: int) -> tuple[int, ...]:
-    """Which of `count` convolutions each scale uses: the one whose tick is closest, the later one of two.
+    """Which of `count` convolutions each scale uses: the one whose tick is closest.
 
     The ticks and the positions of the scales are those of VAR: with 4 convolutions ticks from 1/12 to 11/12, otherwise
-    in the middle of equal intervals; scales from 0 to 1. Ten scales have exact ties, hence no floats.
+    in the middle of equal intervals; scales from 0 to 1. Many scales lie in the middle of two ticks, where weights were
+    trained with what rounding of float64 decides.
     """
     if count == 1:
         return (0,) * scales
-    first = Fraction(1, 3 * count if count == 4 else 2 * count)
-    step = (1 - 2 * first) / (count - 1)
-    positions = [Fraction(number, max(scales - 1, 1)) for number in range(scales)]
-    return tuple(min(max(floor((each - first) / step + Fraction(1, 2)), 0), count - 1) for each in positions)
+    first = 1 / 3 / count if count == 4 else 1 / 2 / count
+    ticks = np.linspace(first, 1 - first, count)
+    return tuple(int(np.abs(ticks - number / max(scales - 1, 1)).argmin()) for number in range(scales))
+
+
+def square_schedule(scales: Sequence[int]) -> list[list[int]]:
+    """Cells ``[h, w]`` of each scale of a square grid, as in `MultiScaleQuantizer.schedules`."""
+    return [[scale, scale] for scale in scales]
+
+
+def _scales_of_grids(schedules: Sequence[Sequence[Sequence[int]]]) -> dict[tuple[int, int], list[tuple[int, int]]]:
+    """Cells at each scale of every grid in the lists; a ValueError refuses what is no pyramid."""
+    found: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for schedule in schedules:
+        if any(len(each) != 2 or min(each) < 1 for each in schedule) or any(
+            sorted(sides) != list(sides) for sides in zip(*schedule, strict=True)
+        ):
+            raise ValueError(f"schedules must be lists of cells [h, w] that do not decrease, got {schedule}")
+        cells = [(height, width) for height, width in schedule]
+        found = {each: cells[: number + 1] for number, each in enumerate(cells)} | found
+    return found
 
 
 def average(features: Float[Tensor, "b d t h w"], size: Sequence[int]) -> Float[Tensor, "b d t2 h2 w2"]:

@@ -1,6 +1,7 @@
 """Importers of published checkpoints: one module per program, found by what it calls `FAMILIES`."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from vistok.hub.importers import (
     magvit2,
     maskgit,
     movq,
+    openmuse,
     optvq,
     rqvae,
     taming,
@@ -47,6 +49,7 @@ FAMILIES = {
         magvit2.SIMVQ,
         maskgit.FAMILY,
         maskgit.MASKBIT_FAMILY,
+        openmuse.FAMILY,
         titok.FAMILY,
         titok.TEXT_FAMILY,
         rqvae.FAMILY,
@@ -72,8 +75,15 @@ WRAPPERS = {
     "ema": ("ema", "state_dict_ema", "ema_state_dict"),
 }
 # What names begin with where a tokenizer is part of something larger, or was wrapped for training.
-PREFIXES = ("module.", "_orig_mod.", "model.", "gen_vision_model.", "vqmodel.", "first_stage_model.", "vq_model.")
+PREFIXES = (
+    *("module.", "_orig_mod.", "model.", "gen_vision_model.", "vqmodel.", "first_stage_model."),
+    *("vq_model.", "trainer.", "vae_local."),
+)
 MODEL_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".jit")
+# In the names of the pieces into which transformers and diffusers split a state dict.
+SHARD = re.compile(r"-\d{5}-of-(\d{5})(?=\.)")
+# Parts of which MoVQGAN keeps moving averages one by one.
+AVERAGED_PARTS = ("encoder", "decoder", "quantize", "quant_conv", "post_quant_conv")
 # Files that belong together where a folder holds both; in the second ones names do not begin with those of the parts.
 JIT_PARTS = ("encoder.jit", "decoder.jit")
 PICKLED_PARTS = ("encoder.pkl", "decoder.pkl")
@@ -205,7 +215,8 @@ def read_source(path: Path, weights: str, *, choose: bool = True) -> tuple[dict[
     if weights not in WEIGHTS:
         raise ValueError(f"weights must be raw or ema, got {weights!r}")
     path = path.expanduser()
-    files, config = (_model_files(path), _config(path / "config.json")) if path.is_dir() else ([path], {})
+    files = _model_files(path) if path.is_dir() else [path]
+    config = _config(files[0].parent / "config.json")
     tensors: dict[str, Tensor] = {}
     averaged = False
     for file in files:
@@ -217,14 +228,22 @@ def read_source(path: Path, weights: str, *, choose: bool = True) -> tuple[dict[
         raise ValueError(f"{path} holds no tensors")
     if choose:
         tensors = _tokenizer_part(tensors)
-        inline = {name: tensor for name, tensor in tensors.items() if name.startswith("model_ema.")}
+        starts = ("model_ema.", *(f"ema_{part}." for part in AVERAGED_PARTS))
+        inline = {name: tensor for name, tensor in tensors.items() if name.startswith(starts)}
         if weights == "ema" and not (averaged or inline):
             raise ValueError(f"{path} has no moving averages: use weights=raw")
         tensors = {name: tensor for name, tensor in tensors.items() if name not in inline}
         if weights == "ema" and inline:
-            # Their names have lost the dots.
-            tensors = {name: inline.get(f"model_ema.{name.replace('.', '')}", each) for name, each in tensors.items()}
+            tensors = {name: _average_of(name, inline, each) for name, each in tensors.items()}
     return tensors, config
+
+
+def _average_of(name: str, averages: Mapping[str, Tensor], raw: Tensor) -> Tensor:
+    """The moving average of a tensor, whose name has lost its dots; `raw` where there is none."""
+    part, _, rest = name.partition(".")
+    for kept, lost in (("model_ema", name), (f"ema_{part}", rest)):
+        raw = averages.get(f"{kept}.{lost.replace('.', '')}", raw)
+    return raw
 
 
 def _unwrapped(content: Any, weights: str) -> tuple[Any, bool]:
@@ -262,12 +281,35 @@ def _model_files(folder: Path) -> list[Path]:
         if all((folder / name).is_file() for name in names):
             return [folder / name for name in names]
     for suffix in MODEL_FILES:
-        files = sorted(folder.glob(f"*{suffix}"))
-        if len(files) > 1:
-            raise ValueError(f"{folder} has several {suffix} files, {[file.name for file in files]}: pass one of them")
-        if files:
-            return files
-    raise FileNotFoundError(f"{folder} has no file that ends in {', '.join(MODEL_FILES)}")
+        models = _models(sorted(folder.glob(f"*{suffix}")))
+        if len(models) > 1:
+            names = [file.name for files in models for file in files]
+            raise ValueError(f"{folder} has several {suffix} files, {names}: pass one of them")
+        if models:
+            return models[0]
+    inner = sorted({file.parent.name for suffix in MODEL_FILES for file in folder.glob(f"*/*{suffix}")})
+    hint = f"; pass one of its folders {', '.join(inner)}" if inner else ""
+    raise FileNotFoundError(f"{folder} has no file that ends in {', '.join(MODEL_FILES)}{hint}")
+
+
+def _models(files: Sequence[Path]) -> list[list[Path]]:
+    """Files by the models that they hold; variants such as ``model.fp16.safetensors`` are left out beside a full one.
+
+    Raises:
+        ValueError: If a piece of a model is missing.
+    """
+    models: dict[str, list[Path]] = {}
+    for file in files:
+        models.setdefault(SHARD.sub("", file.name), []).append(file)
+    for name, pieces in list(models.items()):
+        full = [file for file in pieces if file.name == name]
+        if re.sub(r"\.[^.]+(?=\.[^.]+$)", "", name) in models.keys() - {name}:
+            del models[name]
+        elif full:
+            models[name] = full
+        elif len(pieces) != int(SHARD.findall(pieces[0].name)[0]):
+            raise ValueError(f"{pieces[0].parent} has {len(pieces)} files like {pieces[0].name}: others are missing")
+    return list(models.values())
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -4,45 +4,84 @@ NVIDIA: Cosmos World Foundation Model Platform for Physical AI, https://arxiv.or
 https://github.com/NVIDIA/Cosmos-Tokenizer.
 """
 
+import re
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from vistok.decoder import CosmosDecoder
 from vistok.encoder import CosmosEncoder
-from vistok.hub.importers.base import Checkpoint, Family, Published, fill, square_root
+from vistok.hub.importers.base import Checkpoint, Family, Published, codebook, fill, square_root
+from vistok.hub.importers.convolutional import keep_mean
 from vistok.hub.importers.trunk import Dialect, Trunk, describe, take_projections, take_trunk
-from vistok.quantizer import FSQ, Identity
+from vistok.quantizer import FSQ, Identity, Quantizer
 from vistok.tokenizer import Tokenizer
 
 LEVELS = (8, 8, 8, 5, 5, 5)
 
 
 def convert(checkpoint: Checkpoint) -> Tokenizer:
-    """Six channels are those of the published finite scalar quantizer, others are continuous without option ``levels``.
+    """Finite scalars, a codebook, or continuous codes. The archives hold bfloat16; here everything is float32.
 
-    The option ``patching`` is ``haar`` or ``fold``. The archives hold bfloat16; here everything is float32.
+    TorchScript also holds the levels of the scalars and the wavelets of the patches. For other files there are the
+    options ``levels`` (without it six channels are those of the published models; an empty list for continuous codes)
+    and ``patching`` (``haar`` or ``fold``).
     """
-    # Constants of the wavelets and of the quantizer.
-    checkpoint.drop("*patcher*", "quantizer.*")
-    dim = checkpoint.shape("quant_conv.weight")[0]
-    levels = checkpoint.option("levels", LEVELS if dim == len(LEVELS) else None)
+    patching = checkpoint.option("patching", _patching(checkpoint))
+    quantizer, state = _quantizer(checkpoint)
     trunks = [describe(checkpoint, Dialect(), prefix) for prefix in ("encoder.", "decoder.")]
     base = trunks[0].entry_width
-    patching = checkpoint.option("patching", "haar")
     encoder = CosmosEncoder(**_arguments(trunks[0], base, patching))
     decoder = CosmosDecoder(**_arguments(trunks[1], base, patching))
     # Pictures of any size, in the middle of zeros up to multiples of 16 pixels.
     size = checkpoint.option("size", 256)
-    prepared = {"size": [size, size], "channels": 3, "resize": "none", "crop": "none", "range": [-1, 1]}
-    quantizer = FSQ(levels, form="atanh") if levels else Identity(dim)
-    values = take_projections(checkpoint)
+    channels = encoder.channels
+    prepared = {"size": [size, size], "channels": channels, "resize": "none", "crop": "none", "range": [-1, 1]}
+    values = state | take_projections(checkpoint)
     for part, trunk, name in zip((encoder, decoder), trunks, ("encoder.", "decoder."), strict=True):
         values |= take_trunk(checkpoint, part, Dialect(), trunk, name, name)
     return fill(Tokenizer(encoder, quantizer, decoder, preprocessing=prepared), values)
 
 
+def _patching(checkpoint: Checkpoint) -> str:
+    """What the constants of the patches tell; the wavelets of the published models if there are none."""
+    found = [checkpoint.take(name) for name in list(checkpoint.tensors) if name.endswith("patcher.wavelets")]
+    checkpoint.drop("*patcher.*")
+    return "fold" if found and torch.equal(found[0], torch.ones(2)) else "haar"
+
+
+def _quantizer(checkpoint: Checkpoint) -> tuple[Quantizer, dict[str, Tensor]]:
+    """The quantizer, and its tensors by our names."""
+    if "quantizer.embedding.weight" in checkpoint:
+        table = checkpoint.take("quantizer.embedding.weight")
+        return codebook(table), {"quantizer.table": table}
+    if any(re.search(r"quantizer\.layers\.\d", name) for name in checkpoint.tensors):
+        raise ValueError("it has residual finite scalars (quantizer=RESFSQ), which are not supported")
+    stored = [checkpoint.take(name) for name in list(checkpoint.tensors) if name.endswith("quantizer._levels")]
+    checkpoint.drop("*quantizer._basis", "*quantizer.implicit_codebook")
+    dim, z_channels = checkpoint.shape("quant_conv.weight")[:2]
+    known = stored[0].tolist() if stored else LEVELS if dim == len(LEVELS) else None
+    levels = checkpoint.option("levels", known)
+    if levels:
+        return FSQ([int(level) for level in levels], form="atanh"), {}
+    if checkpoint.shape("post_quant_conv.weight")[1] * 2 == dim:
+        return keep_mean(checkpoint), {}
+    # Continuous models have as many channels before the convolution as behind it.
+    if levels is None and dim != z_channels:
+        raise ValueError(
+            f"its tensors do not tell whether the {dim} channels are finite scalars: pass their numbers of levels as "
+            "option levels, or an empty list if they are continuous"
+        )
+    return Identity(dim), {}
+
+
 def _arguments(trunk: Trunk, base: int, patching: str) -> dict[str, Any]:
-    patch_size = square_root(trunk.channels // 3, "pixels of a patch")
+    # Images of three channels, or of one.
+    channels = 3 if trunk.channels % 3 == 0 else 1
+    patch_size = square_root(trunk.channels // channels, "pixels of a patch")
     return {
+        "channels": channels,
         "patch_size": patch_size,
         "patching": patching if patch_size > 1 else "none",
         "factor": patch_size << trunk.resizes,
@@ -65,6 +104,7 @@ FAMILY = Family(
             "autoencoder.jit",
             millions,
             "NVIDIA Open Model License",
+            {"levels": ()} if kind == "ci" else {},
         )
         for kind, factor, millions in (("di", 8, 79.0), ("di", 16, 83.7), ("ci", 8, 76.8), ("ci", 16, 81.5))
     ),

@@ -15,7 +15,6 @@ from vistok.encoder import DVAEEncoder
 from vistok.hub.importers.base import Checkpoint, Family, Published, codebook, fill, preprocessing
 from vistok.tokenizer import Tokenizer
 
-NUM_LEVELS = 4
 PARTS = {"enc.": "encoder.", "dec.": "decoder."}
 
 
@@ -32,16 +31,14 @@ def convert(checkpoint: Checkpoint) -> Tokenizer:
                 f"the checkpoint has no {part[:-1]}: put encoder.pkl and decoder.pkl into a folder, and pass it"
             )
     width, channels = checkpoint.shape("encoder.blocks.input.w")[:2]
-    num_blocks = 0
-    while f"encoder.blocks.group_1.block_{num_blocks + 1}.res_path.conv_1.w" in checkpoint:
-        num_blocks += 1
-    sizes: dict[str, Any] = {"channels": channels, "width": width, "num_levels": NUM_LEVELS, "num_blocks": num_blocks}
-    encoder = DVAEEncoder(**sizes)
+    sizes = {part: _sizes(checkpoint, part) for part in ("encoder", "decoder")}
+    encoder = DVAEEncoder(channels, width, **sizes["encoder"])
     table = checkpoint.take("decoder.blocks.input.w").flatten(1).T
     dim, stem_width = encoder.dim, table.shape[1]
     if stem_width > dim:
         raise ValueError(f"the first layer of the decoder has {stem_width} channels, more than the features, {dim}")
-    decoder = DVAEDecoder(**sizes, stem_width=stem_width, z_channels=dim)
+    width = checkpoint.shape("decoder.blocks.output.conv.w")[1]
+    decoder = DVAEDecoder(channels, width, **sizes["decoder"], stem_width=stem_width, z_channels=dim)
     # The scores need all channels of the features, and the codes have fewer: they come first, and zeros after them.
     padding = torch.eye(dim, stem_width)
     values: dict[str, Tensor] = {
@@ -59,13 +56,13 @@ def convert(checkpoint: Checkpoint) -> Tokenizer:
     }
     for name in list(checkpoint.tensors):
         found = re.fullmatch(
-            r"(\w+coder)\.blocks\.group_(\d)\.block_(\d+)\.(?:res_path\.conv_(\d)|id_path)\.(w|b)", name
+            r"(\w+coder)\.blocks\.group_(\d+)\.block_(\d+)\.(?:res_path\.conv_(\d)|id_path)\.(w|b)", name
         )
         if not found:
             continue
         part, group, block, conv, parameter = found.groups()
         # A layer that changes the resolution precedes every group but the first.
-        number = (int(group) - 1) * (num_blocks + 1) + int(block) - 1
+        number = (int(group) - 1) * (sizes[part]["num_blocks"] + 1) + int(block) - 1
         layer = f"convs.{int(conv) - 1}" if conv else "shortcut"
         ours = f"{part}.blocks.{number}.{layer}.{'weight' if parameter == 'w' else 'bias'}"
         values[ours] = checkpoint.take(name)
@@ -80,6 +77,15 @@ def convert(checkpoint: Checkpoint) -> Tokenizer:
     )
     prepared = preprocessing(checkpoint, filter="lanczos", range=(0, 1))
     return fill(Tokenizer(encoder, quantizer, decoder, projection="none", preprocessing=prepared), values)
+
+
+def _sizes(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
+    """How many levels a part has, and how many blocks each of them."""
+    groups = [re.match(rf"{part}\.blocks\.group_(\d+)\.block_(\d+)\.", name) for name in checkpoint.tensors]
+    numbers = [(int(found[1]), int(found[2])) for found in groups if found]
+    if not numbers:
+        raise ValueError(f"the {part} has no blocks")
+    return {"num_levels": max(group for group, _ in numbers), "num_blocks": max(block for _, block in numbers)}
 
 
 FAMILY = Family(

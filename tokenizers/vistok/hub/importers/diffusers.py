@@ -1,4 +1,4 @@
-"""Folders of diffusers: ``VQModel``, also with spatial normalisation (MoVQ), and ``AutoencoderKL``.
+"""Folders of diffusers: ``VQModel``, also with spatial normalisation (MoVQ) or of aMUSEd, and ``AutoencoderKL``.
 
 https://github.com/huggingface/diffusers.
 """
@@ -7,7 +7,7 @@ import re
 
 from vistok.decoder import CNNDecoder, MoVQDecoder
 from vistok.hub.importers.base import Checkpoint, Family, Published, codebook, preprocessing
-from vistok.hub.importers.convolutional import keep_mean, vqgan
+from vistok.hub.importers.convolutional import keep_mean, projection_kind, to_unit_range, vqgan
 from vistok.hub.importers.movq import SPATIAL
 from vistok.hub.importers.trunk import Dialect
 from vistok.quantizer import Quantizer
@@ -34,34 +34,59 @@ DIFFUSERS = Dialect(
 )
 # Names of self-attention before version 0.15.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-# Settings that no tensor tells, and the values with which the architecture is ours.
-EXPECTED = {"norm_num_groups": 32, "act_fn": "silu", "lookup_from_codebook": False}
+# Facts about the latents that go into the preprocessing record.
+LATENTS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 
 
 def convert(checkpoint: Checkpoint) -> Tokenizer:
-    """The nearest code, or the mean of the posterior where there is no codebook; latents are not scaled."""
-    for name, value in EXPECTED.items():
-        found = checkpoint.config.get(name, value)
-        if found != value:
-            raise ValueError(f"config.json has {name}={found}, only {value} is supported")
+    """The nearest code, or the mean of the posterior where there is no codebook; latents are not scaled.
+
+    Options, for a file without its ``config.json``: ``norm_num_groups`` (32); ``unit_range``, whether images are in
+    [0, 1] as in aMUSEd, which is what ``lookup_from_codebook`` tells where there is a config.
+    """
+    config = checkpoint.config
+    activation = config.get("act_fn", "silu")
+    if activation not in ("silu", "swish"):
+        raise ValueError(f"config.json has act_fn={activation}, only silu is supported")
+    groups = checkpoint.option("norm_num_groups", config.get("norm_num_groups", 32))
+    width = checkpoint.shape("encoder.conv_in.weight")[0]
+    if width % groups:
+        raise ValueError(
+            f"{width} channels are no multiple of {groups} groups: give norm_num_groups as in config.json, or a folder "
+            "with both files"
+        )
     for name in list(checkpoint.tensors):
         renamed = re.sub(r"\.(query|key|value|proj_attn)\.", lambda match: f".{OLD_NAMES[match[1]]}.", name)
         checkpoint.tensors[renamed] = checkpoint.tensors.pop(name)
     spatial = "decoder.conv_norm_out.conv_y.weight" in checkpoint
-    projection = "linear" if "post_quant_conv.weight" in checkpoint else "none"
     if "quantize.embedding.weight" in checkpoint:
         table = checkpoint.take("quantize.embedding.weight")
         quantizer: Quantizer = codebook(table)
         state = {"table": table}
     else:
         quantizer, state = keep_mean(checkpoint), {}
-    scaling = {
-        name: checkpoint.config[name] for name in ("scaling_factor", "shift_factor") if checkpoint.config.get(name)
-    }
-    size = checkpoint.config.get("sample_size")
-    prepared = preprocessing(checkpoint, filter="lanczos", size=size if isinstance(size, int) else 256, **scaling)
-    decoder = MoVQDecoder if spatial else CNNDecoder
-    return vqgan(checkpoint, DIFFUSERS, quantizer, state, prepared, decoder, projection)
+    latents = {name: config[name] for name in LATENTS if config.get(name)}
+    unit_range = checkpoint.option("unit_range", config.get("lookup_from_codebook", False))
+    size = config.get("sample_size")
+    prepared = preprocessing(
+        checkpoint,
+        filter="lanczos",
+        range=(0, 1) if unit_range else (-1, 1),
+        size=size if isinstance(size, int) else 256,
+        **latents,
+    )
+    return vqgan(
+        checkpoint,
+        DIFFUSERS,
+        quantizer,
+        state,
+        prepared,
+        MoVQDecoder if spatial else CNNDecoder,
+        projection_kind(checkpoint),
+        {"num_groups": groups} | (to_unit_range(checkpoint) if unit_range else {}),
+        # Those that the codes modulate have 32 groups whatever the config says.
+        {} if spatial else {"num_groups": groups},
+    )
 
 
 FAMILY = Family(
@@ -77,6 +102,17 @@ FAMILY = Family(
             "movq/diffusion_pytorch_model.safetensors",
             67.8,
             "Apache-2.0",
+        ),
+        *(
+            Published(
+                f"amused-{size}",
+                f"amused/amused-{size}",
+                "vqvae/diffusion_pytorch_model.safetensors" if size == 256 else None,
+                146.2,
+                "OpenRAIL++",
+                {"unit_range": True, "size": size},
+            )
+            for size in (256, 512)
         ),
     ),
 )

@@ -29,7 +29,7 @@ TRANSFORMERS = {
 
 def convert(checkpoint: Checkpoint) -> Tokenizer:
     """The nearest code, of images. Kernels over time are reduced to what an image sees of them."""
-    heads = checkpoint.config.get("num_attention_heads", 1)
+    heads = checkpoint.config.get("vq_config", checkpoint.config).get("num_attention_heads", 1)
     if heads != 1:
         raise ValueError(f"config.json has num_attention_heads={heads}, only 1 is supported")
     for name in list(checkpoint.tensors):
@@ -57,7 +57,7 @@ def convert(checkpoint: Checkpoint) -> Tokenizer:
 
 def _sizes(checkpoint: Checkpoint, trunk: Trunk, part: str) -> dict[str, Any]:
     return {
-        **trunk.sizes(),
+        **trunk.sizes(stem=part == "encoder"),
         **trunk.where_attention_is(),
         "frames": 2 ** checkpoint.count(part + ".time_conv.{}.conv.conv.weight"),
         "time_blocks": checkpoint.count(part + ".time_res_stack.{}.conv1.conv.weight"),

@@ -28,7 +28,7 @@ ENCODER = dataclasses.replace(LLAMAGEN, out="conv_out_vis")
 def convert(checkpoint: Checkpoint) -> Tokenizer:
     """Codes and features have unit length; the last axis of the indices is visual, semantic, or visual, middle, high.
 
-    The original encodes images of 256 pixels only. Option: ``num_heads`` of the transformers.
+    The original encodes images of 256 pixels only. Options: ``num_heads`` of the transformers, ``unit_norm`` (true).
     """
     # Usage of the codes, and what compares the codes with a teacher.
     checkpoint.drop("*.codebook_used", "feat_pred_head.*", "*_sem_feat_pred.*")
@@ -38,7 +38,7 @@ def convert(checkpoint: Checkpoint) -> Tokenizer:
     ]
     first = "encoder.visual_head.0."
     cells, width = checkpoint.shape(f"{first}positional_embedding")
-    sizes = trunks[0].sizes()
+    sizes = trunks[0].sizes(stem=True)
     side = square_root(cells, "positions") << trunks[0].resizes
     encoder = FQGANEncoder(
         **sizes,
@@ -69,9 +69,10 @@ def convert(checkpoint: Checkpoint) -> Tokenizer:
     decoder = CNNDecoder(**trunks[1].cnn())
     values |= take_trunk(checkpoint, encoder, ENCODER, trunks[0], "encoder.", "encoder.", taken=tuple(values))
     values |= take_trunk(checkpoint, decoder, LLAMAGEN, trunks[1], "decoder.", "decoder.")
-    part = codebook(values["quantizer.quantizers.0.table"], distance="cosine")
+    distance = "cosine" if checkpoint.option("unit_norm", True) else "euclidean"
+    part = codebook(values["quantizer.quantizers.0.table"], distance=distance)
     # The program halves large pictures by box filters before it resizes them.
-    prepared = preprocessing(checkpoint, filter="bicubic", mode="adm", size=side)
+    prepared = preprocessing(checkpoint, filter="bicubic", mode="adm", size=side, channels=trunks[0].channels)
     return fill(Tokenizer(encoder, GroupedQuantizer(part, len(heads)), decoder, preprocessing=prepared), values)
 
 

@@ -21,14 +21,14 @@ TRANSFORMERS = Dialect(coarsest_first=True)
 
 
 def convert(checkpoint: Checkpoint) -> Tokenizer:
-    """Codes and features have unit length, in the search and in what is decoded.
+    """Codes and features have unit length, in the search and in what is decoded, without option ``unit_norm`` (false).
 
     The encoder of transformers forgets the first, so that 40 % of its indices are others than the original's.
     """
     # Usage of the codes in the last batches of training.
     checkpoint.drop("quantize.codebook_used")
     table = checkpoint.take("quantize.embedding.weight")
-    quantizer = codebook(table, distance="cosine")
+    quantizer = codebook(table, distance="cosine" if checkpoint.option("unit_norm", True) else "euclidean")
     # The program halves large pictures by box filters before it resizes them.
     prepared = preprocessing(checkpoint, filter="bicubic")
     dialect = LLAMAGEN if "encoder.conv_blocks.0.res.0.conv1.weight" in checkpoint else TRANSFORMERS

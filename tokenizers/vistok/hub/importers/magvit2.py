@@ -29,7 +29,8 @@ MAGVIT2 = Dialect(
 
 def convert(checkpoint: Checkpoint) -> Tokenizer:
     """The first channel is the least significant bit."""
-    checkpoint.drop(*LOSSES, "quantize.*")
+    # Constants of the bits.
+    checkpoint.drop(*LOSSES, "quantize.*mask", "quantize.zero", "quantize.codebook")
     return _between_trunks(checkpoint, LFQ(checkpoint.shape("encoder.conv_out.weight")[0]), {})
 
 
@@ -40,8 +41,19 @@ def convert_simvq(checkpoint: Checkpoint) -> Tokenizer:
     """
     checkpoint.drop(*LOSSES)
     state = {"table": checkpoint.take("quantize.embedding.weight")}
-    state |= {f"projection.{name}": checkpoint.take(f"quantize.embedding_proj.{name}") for name in ("weight", "bias")}
-    quantizer = VectorQuantizer(*state["table"].shape, table="frozen", projection="linear", init="scaled_normal")
+    projection = {
+        name: checkpoint.take(f"quantize.embedding_proj.{name}")
+        for name in ("weight", "bias")
+        if f"quantize.embedding_proj.{name}" in checkpoint
+    }
+    state |= {f"projection.{name}": value for name, value in projection.items()}
+    quantizer = VectorQuantizer(
+        *state["table"].shape,
+        table="frozen",
+        projection="linear",
+        projection_bias="bias" in projection,
+        init="scaled_normal",
+    )
     return _between_trunks(checkpoint, quantizer, state, size=128)
 
 
@@ -51,11 +63,11 @@ def _between_trunks(
     trunks = [describe(checkpoint, MAGVIT2, prefix) for prefix in ("encoder.", "decoder.")]
     adaptive = "decoder.adaptive.0.gamma.weight" in checkpoint
     tokenizer = Tokenizer(
-        MAGVIT2Encoder(**trunks[0].sizes()),
+        MAGVIT2Encoder(**trunks[0].sizes(stem=True)),
         quantizer,
         MAGVIT2Decoder(**trunks[1].sizes(), adaptive_norm=adaptive),
         projection="none",
-        preprocessing=prepared(checkpoint, size=size),
+        preprocessing=prepared(checkpoint, size=size, channels=trunks[0].channels),
     )
     values = {f"quantizer.{name}": value for name, value in state.items()}
     values |= take_trunk(checkpoint, tokenizer.encoder, MAGVIT2, trunks[0], "encoder.", "encoder.")
@@ -83,5 +95,9 @@ SIMVQ = Family(
     title="SimVQ, https://github.com/youngsheen/SimVQ",
     marks=("encoder.mid_block.0.conv1.weight", "quantize.embedding.weight", "quantize.embedding_proj.weight"),
     convert=convert_simvq,
-    published=tuple(Published(name, "youngsheen/SimVQ", None, None, "MIT") for name in ("1k", "8k", "65k", "262k")),
+    published=(
+        # In the folders vq_log/simvq_1k and so on; of one the program's own command names the file.
+        *(Published(name, "zyx123/SimVQ", None, None, "MIT") for name in ("1k", "8k", "65k")),
+        Published("262k", "zyx123/SimVQ", "vq_log/simvq_262k/epoch=49-step=250250.ckpt", None, "MIT"),
+    ),
 )

@@ -4,6 +4,8 @@ H. Chang et al.: MaskGIT: Masked Generative Image Transformer, https://arxiv.org
 M. Weber et al.: MaskBit: Embedding-free Image Generation via Bit Tokens, https://arxiv.org/abs/2409.16211.
 """
 
+import dataclasses
+
 from torch import Tensor
 
 from vistok.decoder import MaskGITDecoder
@@ -14,6 +16,7 @@ from vistok.quantizer import LFQ, Quantizer
 from vistok.tokenizer import Tokenizer
 
 MASKGIT = Dialect(upsample="upsample_conv", middle="mid.{}")
+# Besides the names of MaskGIT, those of MaskBit, whose decoder starts at the coarsest level; in its legacy variant not.
 MASKBIT = Dialect(
     residual="res_blocks.{}",
     downsample="down_conv",
@@ -34,7 +37,7 @@ def take_decoder(
 
 def _convert(checkpoint: Checkpoint, dialect: Dialect) -> Tokenizer:
     trunk = describe(checkpoint, dialect, "encoder.")
-    encoder = MaskGITEncoder(**trunk.sizes(), downsample="conv" if trunk.resizes else "pool")
+    encoder = MaskGITEncoder(**trunk.sizes(stem=True), downsample="conv" if trunk.resizes else "pool")
     values = take_trunk(checkpoint, encoder, dialect, trunk, "encoder.", "encoder.")
     decoder, more = take_decoder(checkpoint, dialect, "decoder.", "decoder.")
     values |= more
@@ -43,8 +46,9 @@ def _convert(checkpoint: Checkpoint, dialect: Dialect) -> Tokenizer:
     quantizer: Quantizer = LFQ(trunk.z_channels)
     if "quantize.embedding.weight" in checkpoint:
         values["quantizer.table"] = checkpoint.take("quantize.embedding.weight")
-        quantizer = codebook(values["quantizer.table"])
-    prepared = preprocessing(checkpoint, filter="bicubic", range=(0, 1))
+        distance = "cosine" if checkpoint.option("unit_norm", False) else "euclidean"
+        quantizer = codebook(values["quantizer.table"], distance=distance)
+    prepared = preprocessing(checkpoint, filter="bicubic", range=(0, 1), channels=trunk.channels)
     return fill(Tokenizer(encoder, quantizer, decoder, projection="none", preprocessing=prepared), values)
 
 
@@ -54,17 +58,22 @@ def convert(checkpoint: Checkpoint) -> Tokenizer:
 
 
 def convert_maskbit(checkpoint: Checkpoint) -> Tokenizer:
-    """Signs of the features as bits, the first channel as the least significant; VQGAN+ has a codebook instead."""
-    return _convert(checkpoint, MASKBIT)
+    """Signs of the features as bits, the first channel as the least significant; VQGAN+ has a codebook instead.
+
+    Option ``unit_norm`` (false) of a codebook: whether codes and features have unit length.
+    """
+    legacy = "decoder.up.0.upsample_conv.weight" not in checkpoint
+    return _convert(checkpoint, dataclasses.replace(MASKBIT, coarsest_first=not legacy))
 
 
 FAMILY = Family(
     name="maskgit",
-    title="VQGAN of MaskGIT, https://github.com/google-research/maskgit",
+    title="VQGAN of MaskGIT, https://github.com/google-research/maskgit, also as MaskGitVQGAN of open-muse",
     marks=("encoder.down.0.block.0.conv1.weight", "encoder.mid.0.conv1.weight", "quantize.embedding.weight"),
     convert=convert,
     published=(
         Published("imagenet-f16", "fun-research/TiTok", "maskgit-vqgan-imagenet-f16-256.bin", 54.5, "Apache-2.0"),
+        Published("openmuse", "openMUSE/maskgit-vqgan-imagenet-f16-256", "pytorch_model.bin", 54.5),
     ),
 )
 MASKBIT_FAMILY = Family(
@@ -74,6 +83,7 @@ MASKBIT_FAMILY = Family(
     convert=convert_maskbit,
     published=(
         *(Published(f"{bits}bit", f"markweber/maskbit_tokenizer_{bits}bit") for bits in (10, 12, 14, 16, 18)),
+        Published("vqgan-plus-10bit", "markweber/vqgan_plus_paper"),
         Published("vqgan-plus-12bit", "markweber/vqgan_plus_12bit"),
     ),
 )

@@ -5,9 +5,9 @@ https://arxiv.org/abs/2209.09002; https://github.com/ai-forever/MoVQGAN.
 """
 
 from vistok.decoder import MoVQDecoder
-from vistok.hub.importers.base import Checkpoint, Family, Published, codebook, preprocessing
+from vistok.hub.importers.base import Checkpoint, Family, Published, preprocessing
 from vistok.hub.importers.convolutional import vqgan
-from vistok.hub.importers.taming import LOSSES, PLAIN
+from vistok.hub.importers.taming import LOSSES, PLAIN, nearest
 from vistok.hub.importers.trunk import Dialect
 from vistok.tokenizer import Tokenizer
 
@@ -18,9 +18,11 @@ MOVQ = Dialect(leaves=(*Dialect.leaves, *SPATIAL))
 def convert(checkpoint: Checkpoint) -> Tokenizer:
     """The nearest code."""
     checkpoint.drop(*LOSSES)
-    table = checkpoint.take("quantize.embedding.weight")
+    if any(name.endswith(("norm1.conv.weight", "norm.conv.weight")) for name in checkpoint.tensors):
+        raise ValueError("its normalisations convolve the codes (add_conv=true), which is not supported")
+    quantizer, state = nearest(checkpoint)
     prepared = preprocessing(checkpoint, filter="bicubic")
-    return vqgan(checkpoint, MOVQ, codebook(table), {"table": table}, prepared, MoVQDecoder)
+    return vqgan(checkpoint, MOVQ, quantizer, state, prepared, MoVQDecoder)
 
 
 FAMILY = Family(

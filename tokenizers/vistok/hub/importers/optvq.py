@@ -4,10 +4,12 @@ B. Zhang et al.: Preventing Local Pitfalls in Vector Quantization via Optimal Tr
 https://arxiv.org/abs/2412.15195; https://github.com/zbr17/OptVQ.
 """
 
-from vistok.hub.importers.base import Checkpoint, Family, Published
-from vistok.hub.importers.convolutional import TAMING, vqgan
+from torch import Tensor
+
+from vistok.hub.importers.base import Checkpoint, Family, Published, codebook
+from vistok.hub.importers.convolutional import TAMING, projection_kind, vqgan
 from vistok.hub.importers.taming import LOSSES, PLAIN, prepared
-from vistok.quantizer import GroupedQuantizer, VectorQuantizer
+from vistok.quantizer import GroupedQuantizer, Quantizer, VectorQuantizer
 from vistok.tokenizer import Tokenizer
 
 
@@ -18,17 +20,23 @@ def convert(checkpoint: Checkpoint) -> Tokenizer:
     on the images beside it; here they do not.
     """
     checkpoint.drop(*LOSSES)
-    table = checkpoint.take("quantize.embedding.weight")
-    state = {f"projection.{name}": checkpoint.take(f"quantize.proj.{name}") for name in ("weight", "bias")}
-    state["table"] = table
-    size, width = table.shape
-    dim = checkpoint.shape("quant_conv.weight")[0]
-    part = VectorQuantizer(size, width, projection="linear", assignment="sinkhorn")
-    if dim == width:
-        return vqgan(checkpoint, TAMING, part, state, prepared(checkpoint))
-    quantizer = GroupedQuantizer(part, dim // width, shared=True, dim=dim)
-    state = {f"quantizers.0.{name}": value for name, value in state.items()}
-    return vqgan(checkpoint, TAMING, quantizer, state, prepared(checkpoint))
+    state: dict[str, Tensor] = {"table": checkpoint.take("quantize.embedding.weight")}
+    size, width = state["table"].shape
+    if "quantize.proj.weight" in checkpoint:
+        state |= {f"projection.{name}": checkpoint.take(f"quantize.proj.{name}") for name in ("weight", "bias")}
+        part = VectorQuantizer(size, width, projection="linear", assignment="sinkhorn")
+    else:
+        part = codebook(state["table"], assignment="sinkhorn")
+    projection = projection_kind(checkpoint)
+    layer = "encoder.conv_out.weight" if projection == "none" else "quant_conv.weight"
+    heads, rest = divmod(checkpoint.shape(layer)[0], width)
+    if rest:
+        raise ValueError(f"{layer} makes {checkpoint.shape(layer)[0]} channels, no multiple of the {width} of a code")
+    quantizer: Quantizer = part
+    if heads > 1:
+        quantizer = GroupedQuantizer(part, heads, shared=True)
+        state = {f"quantizers.0.{name}": value for name, value in state.items()}
+    return vqgan(checkpoint, TAMING, quantizer, state, prepared(checkpoint), projection=projection)
 
 
 FAMILY = Family(

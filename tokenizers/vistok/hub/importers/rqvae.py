@@ -5,8 +5,9 @@ https://github.com/kakaobrain/rq-vae-transformer.
 """
 
 import torch
+from torch import Tensor
 
-from vistok.hub.importers.base import Checkpoint, Family, Published, preprocessing
+from vistok.hub.importers.base import Checkpoint, Family, Published, preprocessing, square_root
 from vistok.hub.importers.convolutional import TAMING, vqgan
 from vistok.hub.importers.taming import LOSSES, TRUNK
 from vistok.quantizer import ResidualQuantizer, VectorQuantizer
@@ -16,7 +17,10 @@ REPOSITORY = "https://github.com/kakaobrain/rq-vae-transformer"
 
 
 def convert(checkpoint: Checkpoint) -> Tokenizer:
-    """The codebook that all depths share is stored once for each; its last row is padding and never chosen."""
+    """The codebook that all depths share is stored once for each; its last row is padding and never chosen.
+
+    Codes of more channels than the features stand for square patches of these.
+    """
     checkpoint.drop(*LOSSES)
     depth = checkpoint.count("quantizer.codebooks.{}.weight")
     stages = [
@@ -27,20 +31,53 @@ def convert(checkpoint: Checkpoint) -> Tokenizer:
         for number in range(depth)
     ]
     shared = all(torch.equal(stage["table"], stages[0]["table"]) for stage in stages)
-    size, dim = stages[0]["table_sum"].shape
-    if checkpoint.shape("quant_conv.weight")[0] != dim:
-        raise ValueError(
-            f"the codes have {dim} channels and the features {checkpoint.shape('quant_conv.weight')[0]}: checkpoints "
-            "that move patches of features into channels are not supported"
-        )
-    part = VectorQuantizer(size, dim, table="ema", revival="random")
-    quantizer = ResidualQuantizer(part, depth, shared=shared, commitment="cumulative")
+    parts = [VectorQuantizer(*stage["table_sum"].shape, table="ema", revival="random") for stage in stages]
+    same = len({part.codebook_size for part in parts}) == 1
+    quantizer = ResidualQuantizer(parts[0] if same else parts, depth, shared=shared, commitment="cumulative")
     state = {
-        f"quantizers.{number}.{name}": value[:size]
+        f"quantizers.{number}.{name}": value[: len(stage["cluster_size"])]
         for number, stage in enumerate(stages[:1] if shared else stages)
         for name, value in stage.items()
     }
-    return vqgan(checkpoint, TAMING, quantizer, state, preprocessing(checkpoint, filter="bilinear"))
+    patch_size = _move_patches_into_channels(checkpoint, quantizer.dim)
+    options = {"feature_patch_size": patch_size} if patch_size > 1 else {}
+    return vqgan(
+        checkpoint,
+        TAMING,
+        quantizer,
+        state,
+        preprocessing(checkpoint, filter="bilinear"),
+        encoder_options=options,
+        decoder_options=options,
+    )
+
+
+def _move_patches_into_channels(checkpoint: Checkpoint, dim: int) -> int:
+    """Let the 1x1 convolutions make codes of whole patches of features, whose side is returned.
+
+    The original moves patches of what the first convolution makes into channels, positions before channels, and back
+    before the second one. The same numbers come from a convolution of whole patches that mixes no positions.
+    """
+    features = checkpoint.shape("quant_conv.weight")[0]
+    if dim % features:
+        raise ValueError(f"the codes have {dim} channels, which are no patches of features of {features} channels")
+    side = square_root(dim // features, "the features of a code")
+    if side == 1:
+        return 1
+    weights = {name: checkpoint.take(f"{name}.weight") for name in ("quant_conv", "post_quant_conv")}
+    checkpoint.tensors["quant_conv.weight"] = _by_position(weights["quant_conv"], side).flatten(3).flatten(0, 2)
+    checkpoint.tensors["quant_conv.bias"] = checkpoint.take("quant_conv.bias").repeat(side**2)
+    # The second one has positions and channels the other way around.
+    transposed = _by_position(weights["post_quant_conv"].transpose(0, 1), side)
+    checkpoint.tensors["post_quant_conv.weight"] = transposed.flatten(3).flatten(0, 2).T
+    checkpoint.tensors["post_quant_conv.bias"] = checkpoint.take("post_quant_conv.bias").repeat_interleave(side**2)
+    return side
+
+
+def _by_position(weight: Tensor, side: int) -> Tensor:
+    """Weights ``(p q e, c p q)`` that apply those of a 1x1 convolution ``(e c 1 1)`` to each position of a patch."""
+    positions = torch.eye(side**2).view(side, side, side, side)
+    return torch.einsum("ec,pqrs->pqecrs", weight.flatten(1), positions)
 
 
 FAMILY = Family(
@@ -49,7 +86,7 @@ FAMILY = Family(
     marks=(*TRUNK, "quantizer.codebooks.0.weight"),
     convert=convert,
     published=tuple(
-        Published(name, REPOSITORY, None, 133.8 if name == "imagenet" else None)
+        Published(name, REPOSITORY, None, 133.8 if name == "imagenet" else None, "CC-BY-NC-SA-4.0")
         for name in ("imagenet", "lsun-church", "lsun-cat", "lsun-bedroom", "cc3m", "ffhq")
     ),
 )

@@ -6,12 +6,19 @@ https://arxiv.org/abs/2012.09841; https://github.com/CompVis/taming-transformers
 
 from typing import Any
 
+from torch import Tensor
+
 from vistok.hub.importers.base import Checkpoint, Family, Published, codebook, preprocessing
 from vistok.hub.importers.convolutional import TAMING, keep_mean, vqgan
+from vistok.quantizer import Quantizer
 from vistok.tokenizer import Tokenizer
 
 TRUNK = ("encoder.down.0.block.0.conv1.weight", "encoder.mid.block_1.conv1.weight", "quant_conv.weight")
-LOSSES = ("loss.*", "discriminator.*", "perceptual_loss.*")
+# Of the training: losses, the colours in which Lightning logs segmentations, sums behind codebooks that are averages.
+LOSSES = (
+    *("loss.*", "discriminator.*", "perceptual_loss.*", "colorize"),
+    *("quantize.embedding.cluster_size", "quantize.embedding.embed_avg"),
+)
 HEIBOX = "https://heibox.uni-heidelberg.de/d/"
 LATENT_DIFFUSION = "https://ommer-lab.com/files/latent-diffusion/"
 
@@ -21,17 +28,40 @@ def prepared(checkpoint: Checkpoint, **more: Any) -> dict[str, Any]:
     return preprocessing(checkpoint, filter="bilinear", antialias=False, **more)
 
 
+def nearest(checkpoint: Checkpoint) -> tuple[Quantizer, dict[str, Tensor]]:
+    """The quantizer that takes the nearest code, and its tensors; option ``whole_codebook`` as for `convert`."""
+    if "quantize.used" in checkpoint:
+        if not checkpoint.option("whole_codebook", False):
+            raise ValueError(
+                "the program renumbers the codes that are in quantize.used and draws random numbers for the others: "
+                "give whole_codebook=true for indices into the whole codebook; entry i of quantize.used is the code "
+                "that the program calls i"
+            )
+        checkpoint.drop("quantize.used")
+    table = checkpoint.take("quantize.embedding.weight")
+    return codebook(table), {"table": table}
+
+
+def gumbel(checkpoint: Checkpoint) -> tuple[Quantizer, dict[str, Tensor]]:
+    """The quantizer of the best score of a linear layer, of the codes in use where the program renumbers them."""
+    state = {"table": checkpoint.take("quantize.embed.weight")}
+    state |= {f"scores.{name}": checkpoint.take(f"quantize.proj.{name}") for name in ("weight", "bias")}
+    if "quantize.used" in checkpoint:
+        used = checkpoint.take("quantize.used").long()
+        state = {name: value[used] for name, value in state.items()}
+    choices = {"distance": "linear", "assignment": "gumbel", "gradient": "soft", "prior_weight": 5e-4}
+    return codebook(state["table"], **choices), state
+
+
 def convert(checkpoint: Checkpoint) -> Tokenizer:
-    """The nearest code; the Gumbel variant takes the best score of a linear layer, without noise."""
+    """The nearest code; the Gumbel variant takes the best score of a linear layer, without noise.
+
+    Option: ``whole_codebook`` (false), for indices into all codes where the program renumbers those in use (``remap``)
+    and draws a random one of these in the place of another.
+    """
     checkpoint.drop(*LOSSES)
-    if "quantize.embed.weight" in checkpoint:
-        table = checkpoint.take("quantize.embed.weight")
-        state = {f"scores.{name}": checkpoint.take(f"quantize.proj.{name}") for name in ("weight", "bias")}
-        quantizer = codebook(table, distance="linear", assignment="gumbel", gradient="soft", prior_weight=5e-4)
-    else:
-        table, state = checkpoint.take("quantize.embedding.weight"), {}
-        quantizer = codebook(table)
-    return vqgan(checkpoint, TAMING, quantizer, {"table": table, **state}, prepared(checkpoint))
+    quantizer, state = (gumbel if "quantize.embed.weight" in checkpoint else nearest)(checkpoint)
+    return vqgan(checkpoint, TAMING, quantizer, state, prepared(checkpoint))
 
 
 def convert_ibq(checkpoint: Checkpoint) -> Tokenizer:
@@ -98,6 +128,13 @@ CHAMELEON = Family(
     marks=PLAIN,
     convert=convert,
     published=(
-        Published("vqgan", "facebook/chameleon-7b", "vqgan.ckpt", 68.7, "Chameleon Research License", {"size": 512}),
+        Published(
+            "vqgan",
+            "https://github.com/facebookresearch/chameleon",
+            "data/tokenizer/vqgan.ckpt",
+            68.7,
+            "Chameleon Research License",
+            {"size": 512},
+        ),
     ),
 )

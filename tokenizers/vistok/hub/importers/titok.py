@@ -40,18 +40,19 @@ MAX_UNIT_NORM_DIM = 16
 def convert(checkpoint: Checkpoint) -> Tokenizer:
     """A sequence of codes; those of the two-stage models mix tokens and channels as in training.
 
-    Options: ``num_heads_encoder``, ``num_heads_decoder`` and ``unit_norm`` (codes of unit length).
+    Options: ``num_heads``, or ``num_heads_encoder`` and ``num_heads_decoder``; and ``unit_norm`` (codes of unit length;
+    without it what ``config.json`` says, or what is so in the published models).
     """
     width, channels, patch_size, _ = checkpoint.shape("encoder.patch_embed.weight")
     side = square_root(checkpoint.shape("encoder.positional_embedding")[0] - 1, "positions")
     legacy = "decoder.conv_out.weight" not in checkpoint
+    image_size = side * patch_size
     shared: dict[str, Any] = {
         "channels": channels,
-        "patch_size": patch_size,
-        "image_size": side * patch_size,
+        "image_size": image_size,
         "num_tokens": checkpoint.shape("latent_tokens")[0],
     }
-    encoder = TiTokEncoder(**shared, **_sizes(checkpoint, "encoder", width), legacy=legacy)
+    encoder = TiTokEncoder(**shared, **_sizes(checkpoint, "encoder", width), patch_size=patch_size, legacy=legacy)
     values: dict[str, Tensor] = {}
     more: dict[str, Any] = {}
     if legacy:
@@ -64,14 +65,22 @@ def convert(checkpoint: Checkpoint) -> Tokenizer:
         more["text_dim"] = checkpoint.shape("decoder.text_guidance_proj.weight")[1]
         more["text_length"] = checkpoint.shape("decoder.text_guidance_positional_embedding")[0]
     decoder_width = checkpoint.shape("decoder.mask_token")[-1]
-    decoder = TiTokDecoder(**shared, **_sizes(checkpoint, "decoder", decoder_width), **more)
+    # The patches of the decoder may have another size.
+    decoder_side = square_root(checkpoint.shape("decoder.positional_embedding")[0] - 1, "positions of the decoder")
+    decoder = TiTokDecoder(
+        **shared,
+        **_sizes(checkpoint, "decoder", decoder_width),
+        patch_size=image_size // decoder_side,
+        **more,
+    )
     # Only for training: the usage of codes, and the encoder of the teacher.
     checkpoint.drop("quantize.embed_prob", "loss.*")
     values |= take_renamed(checkpoint, NAMES)
     quantizer: Quantizer
     if "quantizer.table" in values:
         size, dim = values["quantizer.table"].shape
-        unit_norm = checkpoint.option("unit_norm", checkpoint.config.get("use_l2_norm", dim <= MAX_UNIT_NORM_DIM))
+        stated = checkpoint.config.get("model", {}).get("vq_model", {}).get("use_l2_norm", dim <= MAX_UNIT_NORM_DIM)
+        unit_norm = checkpoint.option("unit_norm", stated)
         quantizer = VectorQuantizer(size, dim, distance="cosine" if unit_norm else "euclidean")
     else:
         dim = len(values["to_codes.bias"]) // 2  # the mean; the other half is the log-variance
@@ -80,7 +89,7 @@ def convert(checkpoint: Checkpoint) -> Tokenizer:
     from_unit_range(values, "encoder.patch_embedding.weight", "encoder.patch_embedding.bias")
     if not legacy:
         to_signed_range(values, "decoder.conv_out.weight", "decoder.conv_out.bias")
-    prepared = preprocessing(checkpoint, filter="bicubic", range=(0, 1), size=side * patch_size)
+    prepared = preprocessing(checkpoint, filter="bicubic", range=(0, 1), size=image_size)
     return fill(Tokenizer(encoder, quantizer, decoder, preprocessing=prepared), values)
 
 
@@ -88,7 +97,7 @@ def _sizes(checkpoint: Checkpoint, part: str, width: int) -> dict[str, Any]:
     return {
         "width": width,
         "depth": checkpoint.count(part + ".transformer.{}.ln_1.weight"),
-        "num_heads": checkpoint.option(f"num_heads_{part}", head_count(checkpoint, width)),
+        "num_heads": head_count(checkpoint, width, part),
         "mlp_ratio": checkpoint.shape(f"{part}.transformer.0.mlp.c_fc.weight")[0] / width,
     }
 

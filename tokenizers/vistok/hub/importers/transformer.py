@@ -31,10 +31,20 @@ def take_renamed(checkpoint: Checkpoint, names: Mapping[str, str], prefix: str =
     return values
 
 
-def head_count(checkpoint: Checkpoint, width: int) -> int:
-    """Attention heads of 64 channels, as in all published models, unless option ``num_heads`` says otherwise."""
+def head_count(checkpoint: Checkpoint, width: int, part: str) -> int:
+    """Attention heads of ``encoder`` or ``decoder``, which tensors do not tell.
+
+    They have 64 channels, as in all published models, unless option ``num_heads`` says otherwise, or
+    ``num_heads_encoder`` and ``num_heads_decoder``.
+    """
     # Several, also in models that are narrower than any published one.
-    return checkpoint.option("num_heads", max(2, width // 64))
+    both = checkpoint.option("num_heads", max(2, width // 64))
+    count = checkpoint.option(f"num_heads_{part}", both)
+    if width % count:
+        raise ValueError(
+            f"the {width} channels of the {part} are not {count} heads of one width: pass theirs as option num_heads"
+        )
+    return count
 
 
 def from_unit_range(values: dict[str, Tensor], weight: str, bias: str) -> None:

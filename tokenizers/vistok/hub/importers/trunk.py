@@ -4,6 +4,8 @@ The dialects are those of the table in ``docs/pretrained.md``. What a trunk is m
 there is attention) is read from the names and shapes of its tensors.
 """
 
+import dataclasses
+import math
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -82,15 +84,17 @@ class Trunk:
     z_channels: int
     resizes: int
 
-    def sizes(self) -> dict[str, Any]:
-        """Arguments that all convolutional encoders and decoders share."""
-        if self.entry_width != self.widths[0]:
+    def sizes(self, stem: bool = False) -> dict[str, Any]:
+        """Arguments that all convolutional encoders and decoders share; `stem`: also ``stem_channels`` of encoders."""
+        other_entry = self.entry_width != self.widths[0]
+        if other_entry and not stem:
             raise ValueError(f"the first level has {self.widths[0]} channels, but begins with {self.entry_width}")
         return {
             "channels": self.channels,
-            **self.multipliers(self.widths[0]),
+            **self.multipliers(math.gcd(*self.widths)),
             "num_blocks": self.num_blocks,
             "z_channels": self.z_channels,
+            **({"stem_channels": self.entry_width} if other_entry else {}),
         }
 
     def multipliers(self, base: int) -> dict[str, Any]:
@@ -113,9 +117,23 @@ class Trunk:
         grids = [resolution >> level for level in self.attention]
         return {"attention": grids, resolution_name: resolution * patch_size}
 
-    def cnn(self) -> dict[str, Any]:
-        """Arguments of `vistok.encoder.CNNEncoder` and `vistok.decoder.CNNDecoder`."""
-        return {"patch_size": 1, **self.sizes(), **self.where_attention_is(), "middle": bool(self.middle)}
+    def cnn(self, stem: bool = False) -> dict[str, Any]:
+        """Arguments of `vistok.encoder.CNNEncoder` (with `stem`) and `vistok.decoder.CNNDecoder`."""
+        count = len(self.widths)
+        if self.resizes not in (0, count - 1):
+            raise ValueError(f"{self.resizes} of {count} levels have a layer that changes the resolution, expected all")
+        if self.attention and not self.middle_attention:
+            attention = dataclasses.replace(self, middle_attention=True).where_attention_is()
+            attention["middle_attention"] = False
+        else:
+            attention = self.where_attention_is()
+        return {
+            "patch_size": 1,
+            **self.sizes(stem),
+            **attention,
+            "middle": bool(self.middle),
+            "resample_with_conv": self.resizes == count - 1,
+        }
 
 
 def describe(checkpoint: Checkpoint, dialect: Dialect, prefix: str) -> Trunk:
@@ -126,6 +144,8 @@ def describe(checkpoint: Checkpoint, dialect: Dialect, prefix: str) -> Trunk:
             f"the checkpoint has no {prefix[:-1]}, like those of transformers' Chameleon, which only encodes: take the "
             "file of the original program"
         )
+    if any(re.search(r"\.attn(_1|\.\d+)\.to_qkv\.", name) for name in checkpoint.tensors):
+        raise ValueError("its self-attention is linear (attn_type=linear): only vanilla and none are supported")
     template = prefix + (dialect.up if decoder else dialect.down)
     count = checkpoint.count(f"{template}.{dialect.residual.format(0)}.conv1.weight")
     if not count:

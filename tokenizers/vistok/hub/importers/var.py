@@ -10,12 +10,14 @@ from vistok.hub.importers.base import Checkpoint, Family, Published, codebook, p
 from vistok.hub.importers.convolutional import TAMING, vqgan
 from vistok.hub.importers.taming import PLAIN
 from vistok.quantizer import MultiScaleQuantizer
-from vistok.quantizer.multiscale import VAR_SCALES
+from vistok.quantizer.multiscale import VAR_SCALES, square_schedule
 from vistok.tokenizer import Tokenizer
 
 USAGE = "quantize.ema_vocab_hit_SV"
 # Convolutions of the quantizer: one for all scales, a few that are spread over the scales, one for each scale.
 PHI = r"quantize\.quant_resi\.(?:qresi_ls\.)?(?:qresi|(\d+))\.(weight|bias)"
+# By the sizes of the convolutions around the quantizer.
+PROJECTIONS = {1: "linear", 3: "conv3x3"}
 # The sides of the maps for images of 512 pixels, which the same weights encode.
 SCALES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
 
@@ -23,15 +25,17 @@ SCALES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
 def convert(checkpoint: Checkpoint) -> Tokenizer:
     """The nearest code of each cell, scale after scale.
 
-    Options: ``scales`` (sides of the maps) and ``phi_ratio`` (share of the convolutions).
+    Options: ``scales`` (sides of the maps; without it those of the published models at 256 and 512 pixels),
+    ``phi_ratio`` (share of the convolutions), and ``znorm`` (the code of the closest direction).
     """
-    scales = tuple(checkpoint.option("scales", VAR_SCALES))
+    chosen = checkpoint.option("scales", None)
+    scales = tuple(chosen or VAR_SCALES)
     if USAGE in checkpoint and checkpoint.shape(USAGE)[0] != len(scales):
         raise ValueError(
             f"the checkpoint has {checkpoint.shape(USAGE)[0]} scales, but scales={list(scales)}: pass the sides of its "
             "maps as option scales"
         )
-    checkpoint.drop(USAGE, "quantize.beta")
+    checkpoint.drop(USAGE)
     table = checkpoint.take("quantize.embedding.weight")
     state = {"quantizers.0.table": table}
     for name in list(checkpoint.tensors):
@@ -39,12 +43,17 @@ def convert(checkpoint: Checkpoint) -> Tokenizer:
             state[f"phi.{found[1] or 0}.{found[2]}"] = checkpoint.take(name)
     phi = len(state) // 2
     ratio = checkpoint.option("phi_ratio", 0.5) if phi else None
-    quantizer = MultiScaleQuantizer(codebook(table), scales, phi, ratio)
+    search = {"distance": "cosine", "unit_norm": "none"} if checkpoint.option("znorm", False) else {}
+    schedules = None if chosen else [square_schedule(SCALES_512)]
+    quantizer = MultiScaleQuantizer(codebook(table, **search), scales, phi, ratio, schedules=schedules)
     side = scales[-1] << (checkpoint.count("encoder.down.{}.block.0.conv1.weight") - 1)
     prepared = preprocessing(checkpoint, filter="lanczos", size=side)
     # The original resizes to a longer side before it crops, in evaluation too.
     prepared["short_side"] = round(1.125 * prepared["size"][0])
-    return vqgan(checkpoint, TAMING, quantizer, state, prepared, projection="conv3x3")
+    kernel = checkpoint.shape("quant_conv.weight")[-1]
+    if kernel not in PROJECTIONS:
+        raise ValueError(f"the convolutions around the quantizer are {kernel}x{kernel}, only 1x1 and 3x3 are supported")
+    return vqgan(checkpoint, TAMING, quantizer, state, prepared, projection=PROJECTIONS[kernel])
 
 
 FAMILY = Family(

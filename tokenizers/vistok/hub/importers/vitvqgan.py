@@ -6,11 +6,14 @@ https://github.com/thuanz123/enhancing-transformers.
 
 from typing import Any
 
+import torch
+
 from vistok.decoder import ViTDecoder
 from vistok.encoder import ViTEncoder
 from vistok.hub.importers.base import Checkpoint, Family, Published, codebook, fill, preprocessing, square_root
 from vistok.hub.importers.taming import LOSSES
 from vistok.hub.importers.transformer import from_unit_range, take_renamed, to_signed_range
+from vistok.quantizer import Quantizer, ResidualQuantizer
 from vistok.tokenizer import Tokenizer
 
 NAMES = {
@@ -29,26 +32,35 @@ NAMES = {
     r"^post_quant": "from_codes",
     r"^quantizer\.embedding\.weight": "quantizer.table",
 }
-# Of every model, whatever its width.
+# Of every published model, whatever its width.
 HEAD_DIM = 64
 
 
 def convert(checkpoint: Checkpoint) -> Tokenizer:
-    """Codes and features have unit length without option ``unit_norm=false``; images in [0, 1] inside."""
+    """The closest direction, or with option ``unit_norm=false`` the nearest code; images in [0, 1] inside.
+
+    Further options: ``head_dim`` (64), and ``num_quantizers`` (1), the depth of residual codes of one codebook.
+    """
     checkpoint.drop(*LOSSES)
+    head_dim = checkpoint.option("head_dim", HEAD_DIM)
     _, channels, patch_size, _ = checkpoint.shape("encoder.to_patch_embedding.0.weight")
     side = square_root(checkpoint.shape("encoder.en_pos_embedding")[1], "positions")
     shared: dict[str, Any] = {
         "channels": channels,
         "patch_size": patch_size,
         "image_size": side * patch_size,
-        "head_dim": HEAD_DIM,
+        "head_dim": head_dim,
         "activation": "tanh",
         "qkv_bias": False,
         "pre_norm": False,
     }
-    encoder = ViTEncoder(**shared, **_sizes(checkpoint, "encoder", "en"))
-    decoder = ViTDecoder(**shared, **_sizes(checkpoint, "decoder", "de"), head_width=None)
+    encoder = ViTEncoder(**shared, **_sizes(checkpoint, "encoder", "en", head_dim))
+    decoder = ViTDecoder(**shared, **_sizes(checkpoint, "decoder", "de", head_dim), head_width=None)
+    for name in [name for name in checkpoint.tensors if name.endswith("0.fn.to_qkv.weight")]:
+        out = name.replace("to_qkv.weight", "to_out")
+        if f"{out}.weight" not in checkpoint:  # one head as wide as the tokens has no layer there
+            width = checkpoint.shape(name)[1]
+            checkpoint.tensors |= {f"{out}.weight": torch.eye(width), f"{out}.bias": torch.zeros(width)}
     values = take_renamed(checkpoint, NAMES)
     for part in ("encoder", "decoder"):
         values[f"{part}.trunk.space_positions.table"] = values[f"{part}.trunk.space_positions.table"][0]
@@ -59,18 +71,27 @@ def convert(checkpoint: Checkpoint) -> Tokenizer:
     from_unit_range(values, "encoder.patch_embedding.weight", "encoder.patch_embedding.bias")
     to_signed_range(values, "decoder.to_patch.weight", "decoder.to_patch.bias")
     distance = "cosine" if checkpoint.option("unit_norm", True) else "euclidean"
-    quantizer = codebook(values["quantizer.table"], distance=distance)
+    quantizer: Quantizer = codebook(values["quantizer.table"], distance=distance)
+    depth = checkpoint.option("num_quantizers", 1)
+    if depth > 1:
+        quantizer = ResidualQuantizer(quantizer, depth, shared=True)
+        values["quantizer.quantizers.0.table"] = values.pop("quantizer.table")
     prepared = preprocessing(checkpoint, filter="bilinear", range=(0, 1), size=side * patch_size)
     return fill(Tokenizer(encoder, quantizer, decoder, preprocessing=prepared), values)
 
 
-def _sizes(checkpoint: Checkpoint, part: str, prefix: str) -> dict[str, Any]:
+def _sizes(checkpoint: Checkpoint, part: str, prefix: str, head_dim: int) -> dict[str, Any]:
     width = checkpoint.shape(f"{part}.{prefix}_pos_embedding")[2]
     layers = f"{part}.transformer.layers."
+    channels = checkpoint.shape(f"{layers}0.0.fn.to_qkv.weight")[0] // 3
+    if channels % head_dim:
+        raise ValueError(
+            f"self-attention has {channels} channels, no heads of {head_dim}: pass theirs as option head_dim"
+        )
     return {
         "width": width,
         "depth": checkpoint.count(layers + "{}.0.norm.weight"),
-        "num_heads": checkpoint.shape(f"{layers}0.0.fn.to_qkv.weight")[0] // (3 * HEAD_DIM),
+        "num_heads": channels // head_dim,
         "mlp_ratio": checkpoint.shape(f"{layers}0.1.fn.net.0.weight")[0] / width,
     }
 
