@@ -39,6 +39,26 @@ def test_command_says_what_it_wrote_and_how_to_train_on_it(folder, tmp_path, mon
     assert read_manifest(tmp_path / "out").settings["size"] == 16
 
 
+def test_videos_are_converted_and_the_command_says_how_to_train_on_them(folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "videos" / "bad").mkdir(parents=True)
+    folder.rename(tmp_path / "videos" / "walk")  # 200 numbered pictures
+    for name in ("1.png", "2.png"):
+        (tmp_path / "videos" / "bad" / name).write_bytes(b"")
+    give(monkeypatch, tmp_path / "videos", tmp_path / "out", "--videos", "--workers", 1, "--max-bad-share", 0.5)
+    out = capsys.readouterr().out
+    assert "1 videos in 1 shards" in out
+    assert "1 bad videos left out, listed in manifest.json" in out
+    assert f"vistok train data=video_shards data.shards={tmp_path / 'out'}" in out
+
+
+def test_folder_of_videos_asks_for_the_option(tmp_path, monkeypatch, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.mp4").touch()
+    with pytest.raises(SystemExit):
+        give(monkeypatch, tmp_path / "in", tmp_path / "out")
+    assert "vistok shards --videos" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -46,6 +66,9 @@ def test_command_says_what_it_wrote_and_how_to_train_on_it(folder, tmp_path, mon
         (["torchvision:cifar"], "no torchvision set 'cifar'; there are"),
         (["/nowhere", "--size", "0"], "size must be at least 1 pixel, got 0"),
         (["/nowhere", "--quality", "50"], "quality has no effect"),
+        (["/nowhere", "--crf", "20"], "--crf 20 has no effect on pictures: leave it out or add --videos"),
+        (["/nowhere", "--videos", "--format", "png"], "--format png has no effect on videos: leave it out"),
+        (["hf:owner/name", "--videos"], "videos are read from a folder, not from hf:owner/name"),
     ],
 )
 def test_impossible_command_is_answered_without_a_traceback(arguments, message, tmp_path, monkeypatch, capsys):

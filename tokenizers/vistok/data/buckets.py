@@ -4,8 +4,8 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ def bucket_sizes(area: int, step: int, max_ratio: float) -> list[tuple[int, int]
     return [size for size in sizes if max(size) <= max_ratio * min(size)]
 
 
-def picture_shape(path: Path | IO[bytes]) -> tuple[int, int]:
+def picture_shape(path: Path | BufferedReader) -> tuple[int, int]:
     """Height and width of a picture that stands upright, from its header; of one without, those of a square."""
     try:
         with Image.open(path) as image:

@@ -98,7 +98,7 @@ def _samples(shard: Path) -> Iterator[tuple[int, int, int, int]]:
             end = member.offset_data + -(-member.size // BLOCK) * BLOCK
             if extension.lower() in IMAGE_KEYS and shape is None:
                 file = archive.extractfile(member)
-                assert file is not None  # a regular member has one
+                assert isinstance(file, io.BufferedReader)  # what tarfile gives of a regular member
                 shape = picture_shape(file)
             # It keeps all that it has seen.
             archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue]

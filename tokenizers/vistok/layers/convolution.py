@@ -5,6 +5,7 @@ P. Esser, R. Rombach, B. Ommer: Taming Transformers for High-Resolution Image Sy
 
 from collections.abc import Callable, Collection, Sequence
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
@@ -21,7 +22,12 @@ class GroupNorm(nn.GroupNorm):
 
     @override
     def forward(self, input: Float[Tensor, "b c *grid"]) -> Float[Tensor, "b c *grid"]:
-        return super().forward(input.contiguous() if input.device.type == "cpu" else input)
+        if input.device.type != "cpu" or input.is_contiguous():
+            return super().forward(input)
+        output = super().forward(input.contiguous())
+        # The next convolution sees the format that it would see: numbers then do not depend on who set it.
+        last = input.ndim == 4 and input.is_contiguous(memory_format=torch.channels_last)
+        return output.contiguous(memory_format=torch.channels_last) if last else output
 
 
 def normalisation(channels: int, affine: bool = True, num_groups: int = 32) -> nn.GroupNorm:
