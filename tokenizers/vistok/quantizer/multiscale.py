@@ -6,12 +6,10 @@ spherical codes: J. Han et al.: Infinity, https://arxiv.org/abs/2412.04431.
 
 import random
 from collections.abc import Callable, Sequence
-from functools import cache
 from itertools import accumulate
 from math import prod
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -297,7 +295,6 @@ class MultiScaleQuantizer(CompositeQuantizer):
         return F.conv2d(frames.double(), phi.weight.double(), bias, padding=1).float()
 
 
-@cache
 def spread(count: int, scales: int) -> tuple[int, ...]:
     """Which of `count` convolutions each scale uses: the one whose tick is closest.
 
@@ -308,8 +305,14 @@ def spread(count: int, scales: int) -> tuple[int, ...]:
     if count == 1:
         return (0,) * scales
     first = 1 / 3 / count if count == 4 else 1 / 2 / count
-    ticks = np.linspace(first, 1 - first, count)
-    return tuple(int(np.abs(ticks - number / max(scales - 1, 1)).argmin()) for number in range(scales))
+    # As numpy.linspace rounds; without numpy, so that torch.compile sees plain numbers.
+    step = (1 - first - first) / (count - 1)
+    ticks = [number * step + first for number in range(count - 1)] + [1 - first]
+    chosen = []
+    for number in range(scales):
+        distances = [abs(tick - number / max(scales - 1, 1)) for tick in ticks]
+        chosen.append(distances.index(min(distances)))
+    return tuple(chosen)
 
 
 def square_schedule(scales: Sequence[int]) -> list[list[int]]:
