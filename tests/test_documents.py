@@ -11,7 +11,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from vistok.cli.hydra_app import configs_folder, refuse_unknown_settings
+from vistok.cli.hydra_app import configs_folder
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -38,10 +38,10 @@ def commands():
 
 
 def single(override):
-    """An override of one job, where a sweep lists several."""
+    """An override of the last job, where a sweep lists several."""
     parsed = OverridesParser.create().parse_override(override)
     return (
-        f"{parsed.input_line.split('=')[0]}={next(parsed.sweep_string_iterator())}"
+        f"{parsed.input_line.split('=')[0]}={list(parsed.sweep_string_iterator())[-1]}"
         if parsed.is_sweep_override()
         else override
     )
@@ -49,9 +49,12 @@ def single(override):
 
 @pytest.mark.parametrize(("config", "overrides"), [*commands()])
 def test_a_documented_command_has_overrides_that_exist(config, overrides):
+    # Composing refuses what is not there; what a + adds at the top level is read by nothing.
     with initialize_config_dir(str(configs_folder()), version_base="1.3"):
+        plain = compose(config)
         composed = compose(config, overrides=[single(each) for each in overrides])
-    refuse_unknown_settings(composed, config)
+    assert set(composed) <= set(plain)
+    assert composed != plain or not overrides
 
 
 def test_every_page_with_commands_is_looked_at():

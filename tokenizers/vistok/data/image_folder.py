@@ -48,7 +48,7 @@ def walk(root: Path, exclude: Path | None = None, content: str = "pictures") -> 
     """
     if not root.is_dir():
         kind = "is a file" if root.exists() else "does not exist"
-        raise FileNotFoundError(f"{root.absolute()} {kind}: set data.root to a folder of {content}")
+        raise FileNotFoundError(f"{root.absolute()} {kind}: data.root and data.val_root are folders of {content}")
     seen = {exclude.resolve()} if exclude is not None else set()
     for folder, subfolders, files in os.walk(root, followlinks=True):
         real = Path(folder).resolve()

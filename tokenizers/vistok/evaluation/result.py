@@ -145,7 +145,7 @@ class Evaluation:
             per_bit=dict(data.get("per_bit", {})),
             per_image=dict(data.get("per_image", {})),
             position_entropy=torch.tensor(data.get("position_entropy", [])),
-            shared_bits=torch.tensor(data.get("shared_bits") or torch.zeros(0, 0).tolist()),
+            shared_bits=torch.tensor(data.get("shared_bits", [])),
             bad=data.get("bad", 0),
         )
 

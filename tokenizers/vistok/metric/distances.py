@@ -180,7 +180,7 @@ class FeatureDistances:
         if reference is not None and not pooled:
             raise ValueError(f"reference={reference} has no effect without a Frechet distance of pooled features")
         self.extractor, self.names, self.cache = extractor, tuple(names), cache
-        self.reference = _read_statistics(reference) if reference is not None else None
+        self.reference = read_statistics(reference) if reference is not None else None
         self.missing: dict[str, str] = {}
         self.count = 0
         self._kwargs = kwargs
@@ -297,7 +297,7 @@ class FeatureDistances:
             elif name in FRECHET:
                 metric = self._frechet_of(name)
                 if self.reference is not None and field == "pooled":
-                    _set_reference(metric, *self.reference)
+                    set_reference(metric, *self.reference)
                 values[name] = float(metric.compute())
             else:
                 values |= MEASURES[name](*(rows.to(self._device) for rows in self._bank_of(field).compute()))
@@ -404,7 +404,13 @@ def _mean_kernel(a: Tensor, b: Tensor) -> float:
 MEASURES = {"kid": kid, "precision_recall": precision_recall, "inception_score": inception_score, "cmmd": cmmd}
 
 
-def _read_statistics(path: str | Path) -> tuple[Tensor, Tensor]:
+def read_statistics(path: str | Path) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
+    """Mean and covariance, float64, of an ``.npz`` file with ``mu`` and ``sigma``.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it holds something else.
+    """
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path.absolute()}: a reference is an .npz file with mu and sigma")
@@ -419,8 +425,12 @@ def _read_statistics(path: str | Path) -> tuple[Tensor, Tensor]:
         return torch.from_numpy(file["mu"]).double(), torch.from_numpy(file["sigma"]).double()
 
 
-def _set_reference(metric: Frechet, mean: Tensor, covariance: Tensor) -> None:
-    """Make the sums of the originals those of two images of this mean and covariance."""
+def set_reference(metric: Frechet, mean: Float[Tensor, " d"], covariance: Float[Tensor, "d d"]) -> None:
+    """Make the sums of the originals those of two images of this mean and covariance.
+
+    Raises:
+        ValueError: If they are of another number of features.
+    """
     mean, covariance = mean.to(metric.real_features_sum.device), covariance.to(metric.real_features_sum.device)
     if mean.shape != metric.real_features_sum.shape:
         raise ValueError(f"the reference has {len(mean)} features, the network {len(metric.real_features_sum)}")

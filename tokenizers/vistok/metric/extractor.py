@@ -8,7 +8,6 @@ import difflib
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -151,7 +150,9 @@ class BackboneFeatures:
         projected: bool = False,
         clamped: bool = True,
     ) -> None:
-        # Imported late: that module imports this package.
+        # Imported late: timm is slow to import, and the other module imports this package.
+        import timm
+
         from vistok.loss.backbone import FrozenBackbone
 
         if not timm.is_model(model):

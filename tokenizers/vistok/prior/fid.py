@@ -7,51 +7,17 @@ from typing import Any
 import numpy as np
 import torch
 from hydra.utils import instantiate
-from jaxtyping import Float
-from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
 
-from vistok.data import to_uint8
+from vistok.data import decode_image, to_uint8
 from vistok.hub.files import sha256
-from vistok.metric.distances import frechet_distance
+from vistok.metric.distances import Frechet, read_statistics, set_reference
 from vistok.metric.extractor import Extractor
+from vistok.metric.precision import float64_device
 
 SAMPLES_FILE = "samples.safetensors"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-
-
-class Moments:
-    """Mean and covariance of rows, in float64.
-
-    Args:
-        num_features: Length of a row.
-        device: Where the sums are.
-    """
-
-    def __init__(self, num_features: int, device: torch.device) -> None:
-        self.count = 0
-        self.total = torch.zeros(num_features, dtype=torch.float64, device=device)
-        self.products = torch.zeros(num_features, num_features, dtype=torch.float64, device=device)
-
-    def add(self, rows: Float[Tensor, "b d"]) -> None:
-        """Take in a batch."""
-        rows = rows.double()
-        self.count += len(rows)
-        self.total += rows.sum(0)
-        self.products += rows.T @ rows
-
-    def compute(self) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
-        """Mean and unbiased covariance.
-
-        Raises:
-            ValueError: If there are fewer than two rows.
-        """
-        if self.count < 2:
-            raise ValueError(f"a Frechet distance needs at least 2 images, got {self.count}")
-        mean = self.total / self.count
-        return mean, (self.products - self.count * torch.outer(mean, mean)) / (self.count - 1)
 
 
 def fid(
@@ -74,25 +40,27 @@ def fid(
         the number must know, or None.
 
     Raises:
+        FileNotFoundError: If there is no such file.
         ValueError: If there are fewer than two images, they have other than 1 or 3 channels, or the file is another.
     """
     extractor.to(device)
     protocol = {**extractor.protocol, "precision": "float32 network, float64 statistics"}
+    frechet = _add(None, samples, False, extractor, device)
     if isinstance(reference, Path):
-        theirs, num_reference = read_statistics(reference, device), None
+        set_reference(frechet, *read_statistics(reference))
+        num_reference = None
         protocol |= {"reference": f"statistics of {reference.name}", "reference_sha256": sha256(reference)}
     else:
-        moments = moments_of(reference, extractor, device)
-        theirs, num_reference = moments.compute(), moments.count
+        frechet = _add(frechet, reference, True, extractor, device)
+        num_reference = int(frechet.real_features_num_samples)
         protocol |= {"reference": "pictures, after resize and crop"}
-    ours = moments_of(samples, extractor, device)
-    num_features = len(ours.total)
-    least = min(ours.count, ours.count if num_reference is None else num_reference)
+    value, num_samples = float(frechet.compute()), int(frechet.fake_features_num_samples)
+    num_features = len(frechet.fake_features_sum)
+    least = num_samples if num_reference is None else min(num_samples, num_reference)
     note = f"biased: fewer images ({least}) than features ({num_features})" if least < num_features else None
-    value = float(frechet_distance(*ours.compute(), *theirs))
     return {
         "fid": value,
-        "num_samples": ours.count,
+        "num_samples": num_samples,
         "num_reference": num_reference,
         "note": note,
         "protocol": protocol,
@@ -100,32 +68,20 @@ def fid(
 
 
 @torch.inference_mode()
-def moments_of(batches: Iterable[Tensor], extractor: Extractor, device: torch.device) -> Moments:
-    """Mean and covariance of the features of batches of images, uint8 ``(b c h w)``."""
-    moments = None
+def _add(
+    frechet: Frechet | None, batches: Iterable[Tensor], real: bool, extractor: Extractor, device: torch.device
+) -> Frechet:
+    """Sums of the features of batches, added to those that there are."""
     for images in batches:
         if images.shape[1] not in (1, 3):
             raise ValueError(f"FID is of images with 1 or 3 channels, got {images.shape[1]}")
-        features = extractor(images.to(device).float().expand(-1, 3, -1, -1)).pooled
-        moments = moments or Moments(features.shape[1], device)
-        moments.add(features)
-    if moments is None:
+        features = extractor(images.to(device).float().expand(-1, 3, -1, -1)).pooled.to(float64_device(device))
+        if frechet is None:
+            frechet = Frechet(features.shape[1]).to(features.device)
+        frechet.update(features, real=real)
+    if frechet is None:
         raise ValueError("a Frechet distance needs at least 2 images, got 0")
-    return moments
-
-
-def read_statistics(path: Path, device: torch.device) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
-    """Mean and covariance of a file.
-
-    Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If it holds something else.
-    """
-    with np.load(path) as file:
-        if not {"mu", "sigma"} <= set(file):
-            raise ValueError(f"{path} must hold mu and sigma, it has {sorted(file)}")
-        mean, covariance = (torch.from_numpy(file[name]).double().to(device) for name in ("mu", "sigma"))
-        return mean, covariance
+    return frechet
 
 
 def read_samples(source: str | Path, batch_size: int) -> Iterator[Tensor]:
@@ -159,7 +115,7 @@ def read_samples(source: str | Path, batch_size: int) -> Iterator[Tensor]:
         if not pictures:
             raise FileNotFoundError(f"{path} has no {SAMPLES_FILE} and no pictures ({', '.join(SUFFIXES)})")
         for start in range(0, len(pictures), batch_size):
-            images = [pil_to_tensor(Image.open(file).convert("RGB")) for file in pictures[start : start + batch_size]]
+            images = [decode_image(file) for file in pictures[start : start + batch_size]]
             if len({image.shape for image in images}) > 1:
                 raise ValueError(f"the pictures of {path} differ in size: make them all as large as the reference")
             yield torch.stack(images)

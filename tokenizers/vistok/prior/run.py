@@ -42,6 +42,7 @@ TOKENIZER_ONLY = (
     "module",
     "final",
     "pretrained",
+    "text_encoder",
 )
 
 

@@ -49,7 +49,7 @@ class Start(NamedTuple):
                 _set_identity(ours)
                 continue
             state, expected = theirs.state_dict(), ours.state_dict()
-            wrong = {key for key in state.keys() ^ expected.keys()}
+            wrong = state.keys() ^ expected.keys()
             wrong |= {key for key in state.keys() & expected.keys() if state[key].shape != expected[key].shape}
             if wrong:
                 key = min(wrong)
