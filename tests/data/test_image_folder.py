@@ -42,7 +42,7 @@ def test_linked_folder_is_followed_once(tmp_path):
 
 def test_missing_folder_is_named_by_its_absolute_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}/photos does not exist: set data\.root"):
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}/photos does not exist: data\.root and"):
         find_images(type(tmp_path)("photos"))
 
 

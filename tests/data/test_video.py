@@ -202,7 +202,7 @@ def test_folder_without_videos_says_what_it_holds(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(FileNotFoundError, match=r"no videos .* looked for \.mp4 .* saw 1 other files \(1 \.txt\)"):
         find_videos(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"does not exist: set data\.root to a folder of videos"):
+    with pytest.raises(FileNotFoundError, match=r"does not exist: data\.root and data\.val_root are folders of videos"):
         find_videos(tmp_path / "absent")
     write_frames(tmp_path, 3)
     with pytest.raises(FileNotFoundError, match=r"saw 4 other files \(3 \.png, 1 \.txt\)"):
