@@ -85,14 +85,14 @@ def test_the_run_folder_says_what_was_trained(start, source):
 
 
 @pytest.mark.parametrize(
-    "frozen", [{"encoder", "to_codes", "quantizer"}, {"quantizer"}, {"from_codes", "decoder"}], ids="-".join
+    "frozen", [("encoder", "to_codes", "quantizer"), ("quantizer",), ("from_codes", "decoder")], ids="-".join
 )
 @pytest.mark.parametrize("table", ["learned", "ema"])
 def test_frozen_modules_keep_their_weights_and_the_others_learn(start, tmp_path, frozen, table):
     source = vistok.save(tokenizer(table=table), tmp_path / table)
     config, folder = start(f"module.freeze=[{','.join(frozen)}]", "optimizer.weight_decay=0.1", source=source)
     train(config, folder)
-    assert equal_modules(weights(source), weights(folder / "bundle")) == frozen
+    assert equal_modules(weights(source), weights(folder / "bundle")) == set(frozen)
 
 
 def test_no_projection_stays_none_in_front_of_a_new_decoder(start, tmp_path):
