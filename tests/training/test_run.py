@@ -201,6 +201,8 @@ def test_a_checkpoint_of_another_architecture_is_refused_with_the_difference(tin
     config, other = tiny("other", "quantizer=fsq", "quantizer.levels=[8,5]", f"ckpt={checkpoint}")
     with pytest.raises(ValueError, match=r"trained with another tokenizer.*quantizer.levels=\[5, 5\] / \[8, 5\]"):
         train(config, other)
+    config.ckpt = None
+    train(config, other)  # what was refused does not hold the folder
 
 
 @pytest.mark.parametrize(("override", "message"), [("data.batch_size=2", "batch_size 4"), ("seed=1", "seed 0")])

@@ -93,6 +93,7 @@ def train(config: DictConfig, folder: Path, command: str | None = None) -> dict[
         text_encoder=text_encoder,
         **OmegaConf.to_container(config.module, resolve=True),  # type: ignore[arg-type]
     )
+    first = not (folder / RECORD_FILE).exists()
     if trainer.is_global_zero:
         write_record(config, folder, command)
         size = "x".join(map(str, tokenizer.default_size or ()))
@@ -104,7 +105,12 @@ def train(config: DictConfig, folder: Path, command: str | None = None) -> dict[
             size,
             folder,
         )
-    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    try:
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    except ValueError:
+        if trainer.is_global_zero and first and not trainer.global_step:  # refused: the folder stays free for a next try
+            (folder / RECORD_FILE).unlink()
+        raise
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, WeightEMA):
             callback.apply(module)
