@@ -1,11 +1,13 @@
 """Aspect-ratio buckets."""
 
+import jaxtyping
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from vistok.data import BucketBatchSampler, BucketFolderData, CoverTransform, MixtureData
 from vistok.data.buckets import assign, bucket_sizes, picture_shape
+from vistok.data.decode import BadImageError
 from vistok.data.transforms import sample_generator
 
 
@@ -98,6 +100,18 @@ def test_shape_is_that_of_the_upright_picture(tmp_path):
     assert (picture_shape(tmp_path / "a.jpg"), picture_shape(tmp_path / "b.jpg")) == ((30, 20), (1, 1))
 
 
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_shape_is_read_without_the_pixels(tmp_path, monkeypatch, suffix):
+    Image.new("RGB", (30, 20)).save(tmp_path / f"a{suffix}")
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("decoded"))
+    assert picture_shape(tmp_path / f"a{suffix}") == (20, 30)
+
+
+def test_picture_too_elongated_to_cover_a_size_is_a_bad_sample():
+    with pytest.raises(BadImageError, match="too large: 40000x1 pixels would become 10240000x256"):
+        CoverTransform((256, 256))(torch.zeros(3, 1, 40000, dtype=torch.uint8), sample_generator(0, 0, 0))
+
+
 def test_unreadable_picture_is_replaced_in_the_size_of_its_batch(folder):
     (folder / "train" / "07.png").write_bytes(b"")
     batches = list(data(folder).train_dataloader())
@@ -110,12 +124,17 @@ def test_unreadable_picture_is_replaced_in_the_size_of_its_batch(folder):
     [
         ({"crop_scale": [0.5, 1.0]}, r"data\.crop_scale=\[0\.5, 1\.0\] has no effect on buckets"),
         ({"resize_mode": "adm"}, r"data\.resize_mode=adm has no effect on buckets"),
-        ({"buckets": [[0, 8]]}, r"data\.buckets must be sizes in pixels"),
+        *(
+            ({"buckets": sizes}, r"data\.buckets must be sizes in pixels")
+            for sizes in ([[0, 8]], [8, 8], [[8]], [[8.5, 8]])
+        ),
+        ({"bucket_step": 8}, r"data\.bucket_step and data\.max_ratio have no effect with data\.buckets"),
         ({"buckets": None, "bucket_step": 13}, r"data\.bucket_step must be from 1 to 12 pixels, got 13"),
         ({"buckets": None, "bucket_step": 4, "max_ratio": 0.5}, r"data\.max_ratio must be at least 1, got 0\.5"),
     ],
 )
-def test_impossible_setting_is_named_as_it_is_typed(folder, options, message):
+def test_impossible_setting_is_named_as_it_is_typed(folder, monkeypatch, options, message):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match=message):
         data(folder, **options)
 

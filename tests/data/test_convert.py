@@ -148,6 +148,26 @@ def test_bad_pictures_are_left_out_and_listed(folder, tmp_path):
     assert manifest.num_samples == 8
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shard_samples": 0}, "room for a sample, got shard_samples=0"),
+        ({"shard_bytes": -5}, "shard_bytes=-5"),
+        ({"num_workers": -1}, "workers must be at least 0"),
+        ({"max_bad_share": 2}, "must lie between 0 and 1"),
+    ],
+)
+def test_impossible_number_is_refused_before_anything_is_written(folder, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        write(folder, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_destination_that_is_a_file_is_named(folder):
+    with pytest.raises(ValueError, match=r"1\.jpg is a file: choose a folder"):
+        write(folder, folder / "cat" / "1.jpg")
+
+
 def test_too_many_bad_pictures_stop_with_the_list(folder, tmp_path):
     (folder / "cat" / "2.png").write_bytes(b"")
     with pytest.raises(

@@ -191,9 +191,21 @@ def test_same_folder_for_training_and_validation_is_refused(folder):
         ImageFolderData(str(folder), val_root=str(folder / "cat" / ".."))
 
 
+def test_validation_pictures_are_refused_in_training(folder):
+    with pytest.raises(ValueError, match=r"data\.val_root=.* holds all of data\.root=.*dog: validation would measure"):
+        ImageFolderData(str(folder / "dog"), val_root=str(folder))
+    (folder / "list.txt").write_text("cat/1.png\ndog/2.png\n")
+    data = ImageFolderData(str(folder), str(folder / "list.txt"), str(folder / "dog"))
+    with pytest.raises(ValueError, match=r"list\.txt names 1 pictures below data\.val_root=.*, such as dog/2\.png"):
+        data.train_dataloader()
+
+
 def test_shared_shards_for_training_and_validation_are_refused(shards):
     with pytest.raises(ValueError, match="share 2 files"):
         WebDatasetData(shards["shards"], shards["shards"])
+    folder = Path(shards["shards"]).parent
+    with pytest.raises(ValueError, match="share 2 files"):
+        WebDatasetData(shards["shards"], str(folder / ".." / folder.name / Path(shards["shards"]).name))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

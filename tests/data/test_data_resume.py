@@ -134,6 +134,16 @@ def test_number_of_workers_may_change_on_resume(pictures, tmp_path):
     assert fit(pictures(2), Recorder(), checkpoint=path) == whole[done:]
 
 
+def test_resuming_inside_an_epoch_of_other_pictures_is_told(pictures, tmp_path, caplog):
+    state = pictures().train_dataloader().state_dict()
+    Image.new("RGB", (8, 8)).save(tmp_path / "root" / "9.png")
+    grown = pictures().train_dataloader()
+    grown.load_state_dict(state)
+    assert not caplog.text
+    grown.load_state_dict(state | {"batch": 1})
+    assert "inside an epoch with num_samples 7, this run has 8" in caplog.text
+
+
 def test_batch_of_an_interrupted_step_is_not_lost(pictures, tmp_path):
     whole = fit(pictures(), Recorder())
     saver = Saver(tmp_path)
@@ -160,7 +170,7 @@ def test_same_data_module_starts_anew_with_a_new_trainer(pictures):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_shards_resume_too(tmp_path, workers):
+def test_shards_resume_too(tmp_path, caplog, workers):
     for number in range(2):
         with wds.TarWriter(str(tmp_path / f"{number}.tar")) as writer:
             for n in range(12 * number, 12 * number + 12):
@@ -170,3 +180,6 @@ def test_shards_resume_too(tmp_path, workers):
     options = {"samples_per_epoch": 24, "image_size": 8, "batch_size": 4, "num_workers": workers}
     make_data = partial(WebDatasetData, f"{tmp_path}/0.tar", f"{tmp_path}/1.tar", **options)
     assert_resumes(make_data, tmp_path, chosen={2, 6} if workers == 0 else {2})
+    loader = make_data(num_workers=1).train_dataloader()
+    loader.load_state_dict(make_data().train_dataloader().state_dict() | {"batch": 1})
+    assert f"with num_workers {workers}, this run has 1" in caplog.text

@@ -237,3 +237,9 @@ def test_same_split_twice_and_settings_of_other_sources_are_refused():
         HuggingFaceData("owner/name", val_split="train")
     with pytest.raises(ValueError, match="settings of a Hugging Face set"):
         open_source("/photos", label_key="label")
+    with pytest.raises(ValueError, match="settings of a Hugging Face set"):
+        open_source("/photos", image_key="img")
+    with pytest.raises(ValueError, match="split=val has no effect on a folder"):
+        open_source("/photos", split="val")
+    with pytest.raises(ValueError, match="root=/sets is where torchvision keeps its sets"):
+        open_source("hf:owner/name", root=Path("/sets"))

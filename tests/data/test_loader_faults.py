@@ -1,16 +1,20 @@
 """Loading processes that die or hang, and pictures that are mostly bad: named, and the run goes on or stops."""
 
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from functools import partial
 
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
 from vistok.data.bad_samples import BadSample, BadSampleLimit, TooManyBadSamplesError
-from vistok.data.loader import DeadWorkerError, TrainLoader, WatchedLoader
+from vistok.data.loader import DeadWorkerError, TrainLoader, WatchedLoader, leave_signals_to_the_main_process
 from vistok.data.sampler import EpochBatchSampler
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -87,9 +91,26 @@ def test_death_of_a_worker_does_not_interrupt_the_main_process():
         list(batches)
 
 
-def test_worker_that_hangs_is_named():
+def test_worker_that_hangs_is_named_and_ended():
+    options = {"timeout": 1, "worker_init_fn": leave_signals_to_the_main_process}
     with pytest.raises(DeadWorkerError, match="timed out after 1 seconds"):
-        list(loader(Numbers(lambda number: time.sleep(60 if number == 6 else 0)), timeout=1))
+        list(loader(Numbers(lambda number: time.sleep(60 if number == 6 else 0)), **options))
+    deadline = time.monotonic() + 20
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not multiprocessing.active_children()
+
+
+def test_program_ends_though_its_loader_is_alive(tmp_path):
+    (tmp_path / "root").mkdir()
+    for number in range(4):
+        Image.new("RGB", (8, 8)).save(tmp_path / "root" / f"{number}.png")
+    program = (
+        "import sys; from vistok.data import ImageFolderData\n"
+        "data = ImageFolderData(sys.argv[1], image_size=8, batch_size=1, num_workers=1)\n"
+        "batches = iter(data.train_dataloader()); next(batches)"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "root")], check=True, timeout=300)
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, FileNotFoundError])

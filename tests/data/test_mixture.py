@@ -1,5 +1,6 @@
 """Several data sets as one."""
 
+import jaxtyping
 import pytest
 import torch
 from hydra.utils import instantiate
@@ -106,10 +107,16 @@ def test_shares_sum_to_the_batch_and_none_is_empty(weights, expected):
         assert shares(8, weights) == expected
 
 
-def test_impossible_parts_are_named(parts):
+def test_impossible_parts_are_named(parts, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match=r"data\.parts\.black has no weight"):
         mixture({"black": {"_target_": "vistok.data.ImageFolderData"}})
     with pytest.raises(ValueError, match=r"data\.parts\.black\.channels has no effect"):
         mixture({**parts, "black": {**parts["black"], "channels": 1}})
     with pytest.raises(ValueError, match="positive weights"):
         mixture({**parts, "black": {**parts["black"], "weight": 0}})
+    with pytest.raises(ValueError, match=r"positive weights, got \['much', 3\]"):
+        mixture({**parts, "black": {**parts["black"], "weight": "much"}})
+    for wrong in (None, ["a"], {"black": None}):
+        with pytest.raises(ValueError, match=r"data\.parts are \{name: \{_target_: "):
+            mixture(wrong)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from vistok.data import BucketShardData, ShardDataset, TarPictures, decode_image
+from vistok.data.decode import BadImageError
 from vistok.data.transforms import EvalTransform
 from vistok.data.webdataset import BadShardError, expand_shards
 
@@ -94,6 +95,15 @@ def test_long_names_and_other_members_are_no_hindrance(tmp_path):
     assert pictures.shapes.tolist() == [[4, 8], [8, 4]]
 
 
+def test_shape_and_failures_are_those_of_the_picture_that_is_read(tmp_path):
+    files = {"png": png(8, 4, 1), "jpg": png(4, 8, 2), "cls": b"cat"}
+    pictures = TarPictures([write_shard(tmp_path / "a.tar", {"a": files, "b": files | {"cls": b"1"}})])
+    assert pictures.shapes.tolist() == [[8, 4], [8, 4]]
+    assert decode_image(pictures[1].image).shape == (3, 8, 4)
+    with pytest.raises(BadImageError, match="bad label: cls holds b'cat' instead of an integer"):
+        _ = pictures[0]
+
+
 @pytest.mark.parametrize("cut", [1024 * 8 + 600, 1024 * 9], ids=["in data", "between samples"])
 def test_damaged_shard_gives_what_comes_before_the_damage_or_stops(folder, caplog, cut):
     path = folder / "train" / "1.tar"
@@ -121,6 +131,7 @@ def test_shard_that_vanishes_is_reported_and_replaced(folder):
         ({"shuffle_buffer": 10}, r"data\.shuffle_buffer has no effect on buckets"),
         ({"samples_per_epoch": 10}, r"data\.samples_per_epoch has no effect on buckets"),
         ({"crop_scale": [0.5, 1.0]}, r"data\.crop_scale=\[0\.5, 1\.0\] has no effect on buckets"),
+        ({"on_bad_shard": "halt"}, "on_bad_shard must be skip or stop, got 'halt'"),
     ],
 )
 def test_setting_without_effect_is_refused(folder, options, message):

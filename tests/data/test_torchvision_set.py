@@ -56,6 +56,12 @@ def test_set_trains_and_evaluates_on_its_own_splits(root):
     assert (data.protocol["split"], data.protocol["num_images"]) == ("test", 5)
 
 
+def test_picture_of_no_class_has_no_label(root):
+    source = TorchvisionSet("fashion_mnist", root, "train")
+    source._set.targets[3] = -1  # as in stl10
+    assert [source[index].label for index in (2, 3, 4)] == [2, None, 4]
+
+
 def test_set_of_files_is_read_from_the_files(tmp_path):
     for name in ("Forest", "River"):
         path = tmp_path / "eurosat" / "2750" / name / f"{name}_1.jpg"

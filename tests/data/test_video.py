@@ -1,6 +1,7 @@
 import io
 import re
 import tarfile
+import zipfile
 from functools import partial
 
 import numpy as np
@@ -110,6 +111,34 @@ def test_pictures_of_several_names_are_no_video(tmp_path):
     write_frames(tmp_path / "walk", name="right_{}.png")
     with pytest.raises(BadImageError, match=r"several names \(left_\*, right_\*\)"):
         read(tmp_path / "walk", frames=3)
+
+
+def zip_of(files, compression=zipfile.ZIP_STORED):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return file.getvalue()
+
+
+def test_hidden_files_of_an_archive_are_no_pictures(tmp_path):
+    frames = {path.name: path.read_bytes() for path in write_frames(tmp_path / "walk", 3).iterdir()}
+    hidden = {f"__MACOSX/._{name}": b"" for name in frames}
+    assert read(zip_of(frames | hidden), frames=3) == [0, 1, 2]
+
+
+def test_archive_that_grows_when_it_is_read_is_refused(monkeypatch):
+    monkeypatch.setattr(video_module, "MAX_PICTURE_BYTES", 999)
+    data = zip_of({"1.png": bytes(1000)}, zipfile.ZIP_DEFLATED)
+    with pytest.raises(BadImageError, match=r"too large: 1\.png has 1000 bytes"):
+        read(data, frames=1)
+
+
+def test_damaged_archive_is_a_bad_sample():
+    for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        data = bytearray(zip_of({"1.png": np.random.default_rng(0).bytes(1000)}, compression))
+        data[60:400] = bytes(340)
+        assert kind_of(bytes(data), frames=1) == "unreadable"
 
 
 def test_rate_of_pictures_is_an_error(tmp_path):

@@ -5,6 +5,7 @@ import os
 import tarfile
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from PIL import Image
@@ -72,6 +73,12 @@ def test_braces_are_expanded_and_missing_shards_named(shards):
         expand_shards(f"{folder}/nowhere/{{0..5}}.tar")
 
 
+def test_list_of_shards_is_told_how_to_be_one_pattern(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=r"several of them joined by ::, got \['a.tar', 'b.tar'\]"):
+        expand_shards(["a.tar", "b.tar"])  # pyright: ignore[reportArgumentType]
+
+
 def test_folder_of_shards_needs_no_braces(shards):
     assert expand_shards(str(shards[0].parent)) == shards
     (shards[0].parent / "empty").mkdir()
@@ -104,6 +111,16 @@ def test_shard_that_vanishes_during_training_is_reported_and_the_epoch_goes_on(s
     seen = list(DataLoader(dataset, batch_size=None, num_workers=workers))
     assert len(seen) == 10
     assert ("part-2.tar", "bad shard") in {(bad.key, bad.kind) for batch in seen for bad in batch["bad"]}
+
+
+def test_process_whose_only_shard_has_vanished_goes_on_with_others(shards):
+    datasets = [train_set(shards, batch_size=2, rank=rank, world_size=4) for rank in range(4)]
+    shards[2].unlink()
+    assert [len(list(dataset)) for dataset in datasets] == [5, 5, 5, 5]
+    for shard in shards:
+        shard.unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=r"no sample can be read from shards such as .*: No such file or directory\)"):
+        list(datasets[0])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -223,6 +240,9 @@ def test_shards_without_pictures_and_unreadable_ones_are_errors(tmp_path):
     empty = write_shard(tmp_path / "a.tar", {"1": {"txt": b""}})
     with pytest.raises(ValueError, match="no pictures in 1 shards"):
         train_set([empty])
+    dotted = write_shard(tmp_path / "c.tar", {"photo.0001": {"png": png(1)}})
+    with pytest.raises(ValueError, match="name has, after its first dot, one of jpg"):
+        train_set([dotted])
     unreadable = write_shard(tmp_path / "b.tar", {f"{n}": {"jpg": b"x"} for n in range(8)})
     with pytest.raises(ValueError, match="5 samples in a row"):
         list(train_set([unreadable], max_bad=5))

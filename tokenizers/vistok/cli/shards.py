@@ -142,7 +142,7 @@ def run(arguments: argparse.Namespace) -> "Manifest":
             arguments.dest,
             recipe,
             arguments.shard_samples,
-            arguments.shard_bytes or (VIDEO_SHARD_BYTES if arguments.videos else None),
+            VIDEO_SHARD_BYTES if arguments.shard_bytes is None and arguments.videos else arguments.shard_bytes,
             arguments.workers,
             arguments.max_bad_share,
             progress,

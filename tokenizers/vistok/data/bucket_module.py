@@ -33,8 +33,8 @@ class BucketData(PictureData):
     Args:
         buckets: Sizes ``[[H, W], ...]`` in pixels; None: those of ``image_size ** 2`` pixels or a little
             less.
-        bucket_step: Pixels that the sides are multiples of; the tokenizer must take them.
-        max_ratio: Largest ratio of the longer side to the shorter one.
+        bucket_step: Pixels that the sides are multiples of, without `buckets`; the tokenizer must take them.
+        max_ratio: Largest ratio of the longer side to the shorter one, without `buckets`.
         **options: Arguments of `PictureData`; its ways to crop are left alone.
 
     Raises:
@@ -52,10 +52,12 @@ class BucketData(PictureData):
         for name, unset in (("crop_scale", None), ("short_sides", None), ("resize_mode", "short_side")):
             if options.get(name, unset) != unset:
                 raise ValueError(f"data.{name}={options[name]} has no effect on buckets, which a picture just covers")
-        self.sizes = [(int(height), int(width)) for height, width in buckets or ()]
-        if any(min(size) < 1 for size in self.sizes):
+        given = [tuple(size) if isinstance(size, Sequence) else (size,) for size in buckets or ()]
+        if any(len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size) for size in given):
             raise ValueError(f"data.buckets must be sizes in pixels such as [[256,256],[192,320]], got {buckets}")
-        self.sizes = self.sizes or bucket_sizes(self.image_size**2, bucket_step, max_ratio)
+        if given and (bucket_step, max_ratio) != (32, 2.0):
+            raise ValueError("data.bucket_step and data.max_ratio have no effect with data.buckets: leave them out")
+        self.sizes = [(size[0], size[-1]) for size in given] or bucket_sizes(self.image_size**2, bucket_step, max_ratio)
 
     @property
     def train_sizes(self) -> list[tuple[int, ...]]:

@@ -16,10 +16,10 @@ from torch.utils.data import Dataset, Sampler
 
 from vistok.data.bad_samples import BadSample
 from vistok.data.collate import LazySamples, Sample
-from vistok.data.decode import ORIENTATION
+from vistok.data.decode import ORIENTATION, BadImageError
 from vistok.data.pictures import PictureDataset
 from vistok.data.sampler import Resumable
-from vistok.data.transforms import check_filter, mix, random_crop, random_flip, resize
+from vistok.data.transforms import MAX_RESIZED_PIXELS, check_filter, mix, random_crop, random_flip, resize
 
 logger = logging.getLogger(__name__)
 SIDEWAYS = (5, 6, 7, 8)  # values of the EXIF orientation that exchange width and height
@@ -36,7 +36,7 @@ def bucket_sizes(area: int, step: int, max_ratio: float) -> list[tuple[int, int]
     Raises:
         ValueError: If `step` is above the side of a square of that area, or the ratio is below 1.
     """
-    if step < 1 or step**2 > area:
+    if not isinstance(step, int) or step < 1 or step**2 > area:
         raise ValueError(f"data.bucket_step must be from 1 to {math.isqrt(area)} pixels, got {step}")
     if max_ratio < 1:
         raise ValueError(f"data.max_ratio must be at least 1, got {max_ratio}")
@@ -49,7 +49,8 @@ def picture_shape(path: Path | BufferedReader) -> tuple[int, int]:
     """Height and width of a picture that stands upright, from its header; of one without, those of a square."""
     try:
         with Image.open(path) as image:
-            turned = image.getexif().get(ORIENTATION, 1) in SIDEWAYS
+            # Not that of PNG files, which decodes the pixels to look for EXIF behind them.
+            turned = Image.Image.getexif(image).get(ORIENTATION, 1) in SIDEWAYS
             return (image.width, image.height) if turned else (image.height, image.width)
     except Exception:  # reported as a bad sample when it is read
         return 1, 1
@@ -107,9 +108,15 @@ class CoverTransform:
         check_filter(self.resize_filter)
 
     def __call__(self, image: UInt8[Tensor, "c h w"], generator: torch.Generator) -> UInt8[Tensor, "c h2 w2"]:
-        """Transform one picture."""
+        """Transform one picture.
+
+        Raises:
+            BadImageError: If it is so elongated that it would have more than 2**27 pixels before the crop.
+        """
         scale = max(wanted / side for wanted, side in zip(self.size, image.shape[1:], strict=True))
         height, width = (max(wanted, round(s * scale)) for wanted, s in zip(self.size, image.shape[1:], strict=True))
+        if height * width > MAX_RESIZED_PIXELS:
+            raise BadImageError("too large", f"{image.shape[2]}x{image.shape[1]} pixels would become {width}x{height}")
         image = random_crop(resize(image, height, width, self.resize_filter), self.size, generator)
         return random_flip(image, generator) if self.flip else image
 

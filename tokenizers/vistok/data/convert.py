@@ -203,20 +203,25 @@ def convert(
 
     Raises:
         TooManyBadSamplesError: If more samples than allowed are bad.
-        ValueError: If the folder has shards of another conversion, or a finished shard has changed.
+        ValueError: If the folder has shards of another conversion, a finished shard has changed, or a number is
+            impossible.
         OSError: If what was written does not read back, or a worker died.
     """
+    if shard_samples < 1 or (shard_bytes is not None and shard_bytes < 1):
+        raise ValueError(f"a shard must have room for a sample, got shard_samples={shard_samples}, {shard_bytes=}")
+    if num_workers < 0:
+        raise ValueError(f"workers must be at least 0 (the main process alone), got {num_workers}")
     settings = vars(recipe) | {
         "shard_samples": shard_samples,
         "shard_bytes": shard_bytes,
         "fingerprint": source.fingerprint,
     }
+    limit = BadSampleLimit(max_bad_share)
     manifest = _manifest_to_go_on(folder, Manifest(source.name, settings, list(source.classes), recipe.content))
     if manifest.complete:
         verify(folder, manifest)
         return manifest
     start = manifest.shards[-1].next if manifest.shards else 0
-    limit = BadSampleLimit(max_bad_share)
     limit.add(manifest.num_samples, manifest.bad)
     if isinstance(source, PictureSource):
         items: Iterable[Any] = range(start, len(source))
@@ -353,6 +358,8 @@ class ShardWriter:
 
 def _manifest_to_go_on(folder: Path, new: Manifest) -> Manifest:
     """The manifest of a folder if it is of the same conversion, else the new one."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: choose a folder for the shards")
     folder.mkdir(parents=True, exist_ok=True)
     manifest = read_manifest(folder)
     if manifest is None:

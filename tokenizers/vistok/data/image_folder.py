@@ -88,7 +88,7 @@ def read_file_list(
         ValueError: If the list is empty.
     """
     if not file_list.is_file():
-        raise FileNotFoundError(f"{file_list.absolute()} does not exist: set data.file_list to a text file of paths")
+        raise FileNotFoundError(f"{file_list.absolute()} is no file: a list is a text file of paths, one per line")
     paths = [line.strip() for line in file_list.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not paths:
         raise ValueError(

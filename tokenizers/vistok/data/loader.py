@@ -1,10 +1,14 @@
 """Loaders that name what goes wrong, and a training loader that can start where a checkpoint stopped."""
 
+import atexit
 import logging
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from multiprocessing.process import BaseProcess
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from lightning import Trainer
@@ -14,6 +18,20 @@ from vistok.data.bad_samples import BadSampleLimit
 from vistok.data.collate import Batch, in_model_range
 
 logger = logging.getLogger(__name__)
+
+
+_workers: WeakSet[BaseProcess] = WeakSet()
+
+
+def _kill(workers: Iterable[Any]) -> None:
+    """End loading processes at once, by the one signal that they do not ignore."""
+    for worker in workers:
+        if worker._parent_pid == os.getpid():
+            worker.kill()
+
+
+# Where an iterator is alive at the end of a program, Python would ask its processes to end, and wait for ever.
+atexit.register(lambda: _kill([*_workers]))
 
 
 class DeadWorkerError(OSError):
@@ -51,13 +69,17 @@ class WatchedLoader(DataLoader):
 
     def _batches(self) -> Iterator[Batch]:
         if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
-            return super().__iter__()
+            return self._noted(super().__iter__())
         # Torch installs a handler that raises the death of a worker wherever the main process happens to be, in the
         # middle of an optimiser step too. Without it, the loader notices when it waits for that worker.
         before = signal.getsignal(signal.SIGCHLD)
-        batches = super().__iter__()
+        batches = self._noted(super().__iter__())
         if _is_of_torch(signal.getsignal(signal.SIGCHLD)):
             signal.signal(signal.SIGCHLD, signal.SIG_DFL if _is_of_torch(before) else before)
+        return batches
+
+    def _noted(self, batches: Any) -> Iterator[Batch]:
+        _workers.update(getattr(batches, "_workers", ()))
         return batches
 
     def _watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -70,6 +92,8 @@ class WatchedLoader(DataLoader):
         except (RuntimeError, OSError, EOFError) as error:
             if self.num_workers == 0 or not _is_of_a_dead_worker(error):
                 raise
+            # The others, or the one that hangs, would be asked to end, and ignore it.
+            _kill(getattr(batches, "_workers", ()))
             raise DeadWorkerError(
                 f"{error or type(error).__name__}; a loading process may have been killed for want of memory or "
                 f"shared memory: set data.num_workers below {self.num_workers}, or to 0 to see its own error"
@@ -157,6 +181,11 @@ class TrainLoader(WatchedLoader):
         """What decides which pictures are in a batch of a given number."""
         return {name: int(getattr(self._source, name)) for name in ("batch_size", "world_size", "seed")}
 
+    def _contents(self) -> dict[str, int]:
+        """What else does, and may change between runs: a folder grows, a machine has fewer cores."""
+        contents = {"num_samples": int(getattr(self._source, "num_samples", len(self)))}
+        return contents | ({"num_workers": self.num_workers} if self._source.depends_on_workers else {})
+
     def _length(self) -> int:
         """Batches of an epoch that are trained on."""
         return len(self) if self._trainer is None else int(min(len(self), self._trainer.num_training_batches))
@@ -165,10 +194,10 @@ class TrainLoader(WatchedLoader):
         """Epoch and batch that training needs next."""
         batch = self._batch if self._origin is None else self._batch + self._processed() - self._origin
         epoch, batch = (self._epoch, batch) if batch < self._length() else (self._epoch + 1, 0)
-        return {"epoch": epoch, "batch": batch, **self._order()}
+        return {"epoch": epoch, "batch": batch, **self._order(), **self._contents()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Begin the next pass at a position of `state_dict`.
+        """Begin the next pass at a position of `state_dict`; a warning says where its epoch cannot go on exactly.
 
         Raises:
             ValueError: If the position counts batches of another order.
@@ -178,6 +207,13 @@ class TrainLoader(WatchedLoader):
                 raise ValueError(
                     f"the checkpoint was written with {name} {state[name]}, this run has {now}: its place in the epoch "
                     "means other pictures. Resume with the settings of its run"
+                )
+        for name, now in self._contents().items():
+            if state["batch"] and state.get(name, now) != now:
+                logger.warning(
+                    "the checkpoint was written inside an epoch with %s %d, this run has %d: in the rest of this epoch "
+                    "some samples are seen twice and others not at all",
+                    *(name, state[name], now),
                 )
         self._epoch, self._batch = state["epoch"], state["batch"]
         self._origin = None

@@ -1,5 +1,6 @@
 """Several data modules as one, mixed by weight."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -92,7 +93,7 @@ def shares(batch_size: int, weights: Sequence[float]) -> list[int]:
     Raises:
         ValueError: If a weight is not positive or gets no picture.
     """
-    if not weights or min(weights) <= 0:
+    if not weights or not all(isinstance(weight, int | float) and 0 < weight < math.inf for weight in weights):
         raise ValueError(f"data.parts need positive weights, got {list(weights)}")
     exact = [batch_size * weight / sum(weights) for weight in weights]
     counts = [int(value) for value in exact]
@@ -129,6 +130,8 @@ class MixtureData(DataModule):
         if samples_per_epoch is not None:
             at_least(1, "samples_per_epoch", samples_per_epoch)
         self.samples_per_epoch = samples_per_epoch
+        if not isinstance(parts, Mapping) or not all(isinstance(part, Mapping) for part in parts.values()):
+            raise ValueError(f"data.parts are {{name: {{_target_: ..., weight: 1, ...}}, ...}}, got {parts!r}")
         for name, part in parts.items():
             if missing := {"_target_", "weight"} - set(part):
                 raise ValueError(

@@ -29,7 +29,7 @@ from vistok.data.pictures import PictureDataset, PictureSource
 from vistok.data.sampler import EpochBatchSampler
 from vistok.data.torchvision_set import TorchvisionSet, splits_of
 from vistok.data.transforms import EvalTransform, TrainTransform, check_filter
-from vistok.data.webdataset import Shard, ShardDataset, count_all, expand_shards, is_remote
+from vistok.data.webdataset import Shard, ShardDataset, check_on_bad_shard, count_all, expand_shards, is_remote
 
 
 class DataModule(LightningDataModule, ABC):
@@ -360,10 +360,10 @@ class ImageFolderData(PictureData):
         self.file_list = None if file_list is None else Path(file_list).expanduser()
         self.val_root = None if val_root is None else Path(val_root).expanduser()
         self.val_share = val_share
-        if self.root and self.val_root and self.val_root.resolve() == self.root.resolve():
+        if self.root and self.val_root and self.root.resolve().is_relative_to(self.val_root.resolve()):
             raise ValueError(
-                f"data.val_root and data.root are both {self.root.absolute()}: validation would measure training "
-                f"{self.content}. Leave val_root out to hold out a share"
+                f"data.val_root={self.val_root.absolute()} holds all of data.root={self.root.absolute()}: validation "
+                f"would measure training {self.content}. Leave val_root out to hold out a share"
             )
 
     @cached_property
@@ -375,12 +375,21 @@ class ImageFolderData(PictureData):
             return [], val, find_classes(val)
         if self.file_list is not None:
             paths = self._read_list(self.root, self.file_list)
+            if self.val_root is not None:
+                self._check_held_out(self.root, paths, self.val_root)
         else:
             paths = self._find(self.root, exclude=self.val_root)
         classes = find_classes(paths)
         if self.val_root is not None:
             return paths, self._find(self.val_root), classes
         return *split_by_hash(paths, self.val_share, partial(self._is_readable, self.root), self.content), classes
+
+    def _check_held_out(self, root: Path, paths: Sequence[str], val_root: Path) -> None:
+        if shared := [path for path in paths if (root / path).absolute().is_relative_to(val_root.absolute())]:
+            raise ValueError(
+                f"{self.file_list} names {len(shared)} {self.content} below data.val_root={val_root}, such as "
+                f"{shared[0]}: validation would measure training {self.content}"
+            )
 
     def _find(self, root: Path, exclude: Path | None = None) -> list[str]:
         return find_images(root, exclude)
@@ -531,7 +540,7 @@ class StreamedData(PictureData):
             at_least(1, "samples_per_epoch", samples_per_epoch)
         self.samples_per_epoch = samples_per_epoch
         self.shuffle_buffer = at_least(1, "shuffle_buffer", shuffle_buffer)
-        self.on_bad_shard = on_bad_shard
+        self.on_bad_shard = check_on_bad_shard(on_bad_shard)
 
     @abstractmethod
     def shards_of(self, split: Literal["train", "eval"]) -> Sequence[Shard]:
@@ -611,7 +620,11 @@ class WebDatasetData(StreamedData):
                 "data.samples_per_epoch is not set, and shards behind URLs and pipes are not counted: set it to the "
                 f"number of training {self.content}"
             )
-        if shared := set(self.shards) & set(self.val_shards):
+        train, val = (
+            {shard.resolve() if isinstance(shard, Path) else shard for shard in shards}
+            for shards in (self.shards, self.val_shards)
+        )
+        if shared := train & val:
             first = min(map(str, shared))
             raise ValueError(f"data.shards and data.val_shards share {len(shared)} files such as {first}")
 

@@ -11,6 +11,7 @@ from vistok.data.transforms import mix
 class Resumable:
     """An order of batches whose passes can begin anywhere; `TrainLoader` calls both methods before every pass."""
 
+    depends_on_workers = False  # whether another number of loading processes makes other batches
     _epoch = 0
     _start = 0
 

@@ -38,12 +38,16 @@ def open_source(
         ValueError: If a setting would have no effect.
     """
     kind, _, name = source.partition(":")
-    if kind != "hf" and (streaming or label_key or text_key):
+    if kind != "hf" and (streaming or label_key or text_key or image_key != "image"):
         raise ValueError(f"columns and streaming are settings of a Hugging Face set such as hf:{source}")
     if kind in ("hf", "torchvision") and file_list is not None:
         raise ValueError(f"a file list belongs to a folder, not to {source}")
     if kind in ("hf", "torchvision") and videos:
         raise ValueError(f"videos are read from a folder, not from {source}")
+    if kind != "torchvision" and root != Path("data"):
+        raise ValueError(f"root={root} is where torchvision keeps its sets, and has no effect on {source}")
+    if kind not in ("hf", "torchvision") and split != "train":
+        raise ValueError(f"split={split} has no effect on a folder: give the folder of that split")
     if kind == "torchvision":
         return TorchvisionSet(name, root.expanduser(), split)
     if kind == "hf":

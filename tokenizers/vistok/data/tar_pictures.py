@@ -13,7 +13,7 @@ from webdataset import tariterators
 from vistok.data.buckets import picture_shape
 from vistok.data.decode import BadImageError
 from vistok.data.pictures import Picture, PictureSource
-from vistok.data.webdataset import IMAGE_KEYS, BadShardError
+from vistok.data.webdataset import IMAGE_KEYS, BadShardError, RawSample, check_on_bad_shard, sample_of
 
 logger = logging.getLogger(__name__)
 BLOCK = 512  # bytes; members of tar files begin at its multiples
@@ -33,12 +33,12 @@ class TarPictures(PictureSource):
         shapes: Height and width of each picture that stands upright, int64 ``(n 2)``; 1 and 1 where it has no header.
 
     Raises:
-        ValueError: If there are no pictures.
+        ValueError: If there are no pictures, or `on_bad_shard` is neither.
     """
 
     def __init__(self, shards: Sequence[Path], on_bad_shard: str = "skip") -> None:
         self._shards = list(shards)
-        self._stop = on_bad_shard == "stop"
+        self._stop = check_on_bad_shard(on_bad_shard) == "stop"
         self.name = f"{len(self._shards)} shards such as {self._shards[0]}"
         places = [(number, *place) for number, shard in enumerate(self._shards) for place in self._index(shard)]
         if not places:
@@ -58,21 +58,14 @@ class TarPictures(PictureSource):
             with shard.open("rb") as file:
                 file.seek(start)
                 members = file.read(length)
-            key, files = _unpack(members)
+            sample = _unpack(members)
         except (tarfile.TarError, OSError, EOFError) as error:
             if self._stop:
                 raise BadShardError(f"shard {shard.name}: {type(error).__name__}: {error}") from error
             raise BadImageError("bad shard", f"{shard.name}: {type(error).__name__}: {error}") from error
-        image = next((files[name] for name in IMAGE_KEYS if name in files), None)
-        if image is None:
+        if sample.keys().isdisjoint(IMAGE_KEYS):
             raise BadImageError("bad shard", f"{shard.name} is not what it was when training began")
-        try:
-            label = int(files["cls"]) if "cls" in files else None
-        except ValueError as error:
-            raise BadImageError(
-                "bad label", f"cls of {key} holds {files['cls'][:20]!r} instead of an integer"
-            ) from error
-        return Picture(key, image, label, files["txt"].decode("utf-8", "replace") if "txt" in files else None)
+        return sample_of(sample, IMAGE_KEYS)
 
     def _index(self, shard: Path) -> Iterator[tuple[int, int, int, int]]:
         """First byte, bytes, height and width of each sample with a picture."""
@@ -85,39 +78,40 @@ class TarPictures(PictureSource):
 
 
 def _samples(shard: Path) -> Iterator[tuple[int, int, int, int]]:
-    key, start, end, shape = None, 0, 0, None
+    key, start, end, shapes = None, 0, 0, {}
     with tarfile.open(shard, "r:") as archive:
         for member in archive:
             name, extension = tariterators.base_plus_ext(member.name)
             if not member.isreg() or extension is None:
                 continue
             if name != key:
-                if shape is not None:
-                    yield start, end - start, *shape
-                key, start, shape = name, member.offset, None
+                if shapes:
+                    yield start, end - start, *shapes[min(shapes)]
+                key, start, shapes = name, member.offset, {}
             end = member.offset_data + -(-member.size // BLOCK) * BLOCK
-            if extension.lower() in IMAGE_KEYS and shape is None:
+            if extension.lower() in IMAGE_KEYS:
                 file = archive.extractfile(member)
                 assert isinstance(file, io.BufferedReader)  # what tarfile gives of a regular member
-                shape = picture_shape(file)
+                # Of several pictures the one that `sample_of` chooses.
+                shapes[IMAGE_KEYS.index(extension.lower())] = picture_shape(file)
             # It keeps all that it has seen.
             archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
-        if shape is not None:
-            yield start, end - start, *shape
+        if shapes:
+            yield start, end - start, *shapes[min(shapes)]
     with shard.open("rb") as file:
         file.seek(-BLOCK, io.SEEK_END)
         if any(file.read()):
             raise tarfile.ReadError("no end-of-archive mark, so the file was cut off")
 
 
-def _unpack(members: bytes) -> tuple[str, dict[str, bytes]]:
-    """Key and files, by extension, of a sample."""
-    key, files = "", {}
+def _unpack(members: bytes) -> RawSample:
+    """A sample in the form of webdataset."""
+    sample: RawSample = {}
     with tarfile.open(fileobj=io.BytesIO(members), mode="r:") as archive:
         for member in archive:
             name, extension = tariterators.base_plus_ext(member.name)
             file = archive.extractfile(member)
             if file is not None and extension is not None:
-                key = key or str(name)
-                files[extension.lower()] = file.read()
-    return key, files
+                sample.setdefault("__key__", name)
+                sample[extension.lower()] = file.read()
+    return sample

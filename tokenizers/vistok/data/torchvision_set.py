@@ -76,7 +76,8 @@ class TorchvisionSet(PictureSource):
             image, label = self._set[index]
         except (OSError, UnidentifiedImageError) as error:
             raise BadImageError("unreadable", f"{type(error).__name__}: {error}") from error
-        return Picture(str(index), image, int(label) if self.classes else None)
+        # The unlabeled pictures of stl10 have the label -1.
+        return Picture(str(index), image, int(label) if self.classes and int(label) >= 0 else None)
 
 
 def _open(name: str, root: Path, split: str, download: bool) -> Any:

@@ -5,6 +5,7 @@ decoded, and only one of them is held in its full size.
 """
 
 import io
+import lzma
 import re
 import zipfile
 import zlib
@@ -35,6 +36,8 @@ FRAME_EXTENSIONS = tuple(extension for extension in PICTURE_EXTENSIONS if extens
 T = TypeVar("T")
 NUMBERED = re.compile(r"(.*?)(\d+)")
 ZIP = b"PK\3\4"  # how a zip file begins
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+MAX_PICTURE_BYTES = 2**28  # of a file in a zip file, which may be a thousandth of that
 DURATION = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 
 
@@ -93,8 +96,19 @@ class Clip:
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 for name in self._choose(in_order(archive.namelist()), position):
+                    # No more than this is ever read, whatever the data says.
+                    if (num_bytes := archive.getinfo(name).file_size) > MAX_PICTURE_BYTES:
+                        raise BadImageError("too large", f"{name} has {num_bytes} bytes")
                     yield archive.read(name)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            lzma.LZMAError,
+            EOFError,
+            OSError,
+            RuntimeError,
+            NotImplementedError,
+        ) as error:
             raise BadImageError("unreadable", f"zip file of pictures: {type(error).__name__}: {error}") from error
 
     def _choose(self, pictures: Sequence[T], position: float) -> Sequence[T]:
@@ -272,7 +286,7 @@ def numbered_pictures(names: Sequence[str]) -> list[tuple[str, int, str]]:
     found = []
     for name in names:
         parts = NUMBERED.fullmatch(PurePath(name).stem)
-        if parts and PurePath(name).suffix.lower() in FRAME_EXTENSIONS and not name.startswith("."):
+        if parts and PurePath(name).suffix.lower() in FRAME_EXTENSIONS and not PurePath(name).name.startswith("."):
             found.append((parts[1], int(parts[2]), name))
     return sorted(found)
 

@@ -19,16 +19,46 @@ from vistok.data.collate import Batch, LazySamples, Sample, collate
 from vistok.data.decode import BadImageError, decode_image
 from vistok.data.image_folder import EXTENSIONS
 from vistok.data.manifest import FILE_NAME, read_manifest
+from vistok.data.pictures import Picture
 from vistok.data.sampler import Resumable
 from vistok.data.transforms import mix, sample_generator
 
 IMAGE_KEYS = tuple(extension[1:] for extension in EXTENSIONS)
 RawSample = dict[str, Any]
 Shard = Path | str
+EMPTY_PASSES = 8  # in a row, after which a worker gives up
 
 
 class BadShardError(OSError):
     """A shard that cannot be read to its end."""
+
+
+def check_on_bad_shard(on_bad_shard: str) -> str:
+    """`on_bad_shard` if it is ``"skip"`` or ``"stop"``.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if on_bad_shard not in ("skip", "stop"):
+        raise ValueError(f"on_bad_shard must be skip or stop, got {on_bad_shard!r}")
+    return on_bad_shard
+
+
+def sample_of(raw: RawSample, extensions: Collection[str]) -> Picture:
+    """The picture or video of an undecoded sample, of its first file with one of `extensions`, with label and caption.
+
+    Raises:
+        BadImageError: If it has no such file, of kind ``"no image"``, or no integer as its class, ``"bad label"``.
+    """
+    data = next((raw[name] for name in extensions if name in raw), None)
+    if data is None:
+        there = ", ".join(name for name in raw if not name.startswith("__"))
+        raise BadImageError("no image", f"no {', '.join([*extensions][:4])} ... among {there}")
+    try:
+        label = int(raw["cls"]) if "cls" in raw else None
+    except ValueError as error:
+        raise BadImageError("bad label", f"cls holds {raw['cls'][:20]!r} instead of an integer") from error
+    return Picture(raw["__key__"], data, label, raw["txt"].decode("utf-8", "replace") if "txt" in raw else None)
 
 
 def is_remote(pattern: str) -> bool:
@@ -47,8 +77,11 @@ def expand_shards(pattern: str, content: str = "pictures") -> list[Shard]:
 
     Raises:
         FileNotFoundError: If a folder has no shards, or any of the files does not exist.
-        ValueError: If the folder's conversion has not reached its end, or was one of something else.
+        ValueError: If the folder's conversion has not reached its end, or was one of something else; or if the pattern
+            is no text.
     """
+    if not isinstance(pattern, str):
+        raise ValueError(f"shards are a folder or a pattern, several of them joined by ::, got {pattern!r}")
     if is_remote(pattern):
         return list(shardlists.expand_urls(pattern))
     folder = Path(pattern).expanduser()
@@ -197,6 +230,7 @@ class ShardDataset(Resumable, IterableDataset):
     """
 
     content = "pictures"
+    depends_on_workers = True
     extensions: tuple[str, ...] = IMAGE_KEYS
 
     def __init__(
@@ -218,8 +252,7 @@ class ShardDataset(Resumable, IterableDataset):
         on_bad_shard: str = "skip",
         raw: bool = False,
     ) -> None:
-        if on_bad_shard not in ("skip", "stop"):
-            raise ValueError(f"on_bad_shard must be skip or stop, got {on_bad_shard!r}")
+        check_on_bad_shard(on_bad_shard)
         self.shards = list(shards)
         self.transform = transform
         self.batch_size = batch_size
@@ -237,8 +270,8 @@ class ShardDataset(Resumable, IterableDataset):
         self._collate = partial(collate, channels=channels, size=size, raw=raw)
         if self.num_samples < 1:
             raise ValueError(
-                f"no {self.content} in {len(self.shards)} shards such as {self.shards[0]}: a sample needs a file that "
-                f"ends in one of {', '.join(self.extensions)}"
+                f"no {self.content} in {len(self.shards)} shards such as {self.shards[0]}: a sample needs a file whose "
+                f"name has, after its first dot, one of {', '.join(self.extensions)}"
             )
 
     def __len__(self) -> int:
@@ -285,22 +318,31 @@ class ShardDataset(Resumable, IterableDataset):
         self, epoch: int, consumer: int, consumers: int, report: Callable[[BadSample], None]
     ) -> Iterator[RawSample]:
         """Undecoded samples without end: one pass over the consumer's shards after the other."""
+        empty = 0
+        bad: list[BadSample] = []
+
+        def note(shard: BadSample) -> None:
+            bad[:] = [shard]
+            report(shard)
+
         for number in itertools.count():
             order = self.shards.copy()
             random.Random(mix(self.seed, epoch, number, "shards")).shuffle(order)
-            samples = self._read(order, consumer, consumers, report)
+            samples = self._read(order, consumer, consumers, note)
             shuffled = filters._shuffle(
                 samples,
                 bufsize=self.shuffle_buffer,
                 initial=self.shuffle_buffer,
                 rng=random.Random(mix(self.seed, epoch, number, "samples", consumer)),
             )
-            empty = True
+            # All shards of a worker may be bad while others are not: it has others in its next pass.
+            empty += 1
             for sample in shuffled:
-                empty = False
+                empty = 0
                 yield sample | {"__pass__": number}
-            if empty:
-                raise ValueError(f"no sample can be read from shards such as {order[0]}")
+            if empty == EMPTY_PASSES:
+                reasons = "".join(f" ({shard.key}: {shard.reason})" for shard in bad)
+                raise ValueError(f"no sample can be read from shards such as {order[0]}{reasons}")
 
     def _read(
         self, shards: Sequence[Shard], consumer: int, consumers: int, report: Callable[[BadSample], None]
@@ -329,22 +371,14 @@ class ShardDataset(Resumable, IterableDataset):
 
     def _decode(self, epoch: int, raw: RawSample) -> Sample | BadSample:
         key = raw["__key__"]
-        data = next((raw[name] for name in self.extensions if name in raw), None)
-        if data is None:
-            there = ", ".join(name for name in raw if not name.startswith("__"))
-            return BadSample(key, "no image", f"no {', '.join(self.extensions[:4])} ... among {there}")
         try:
-            label = int(raw["cls"]) if "cls" in raw else None
-        except ValueError:
-            return BadSample(key, "bad label", f"cls holds {raw['cls'][:20]!r} instead of an integer")
-        try:
-            image = self._load(data, sample_generator(self.seed, epoch, f"{key}/{raw.get('__pass__', 0)}"))
+            picture = sample_of(raw, self.extensions)
+            image = self._load(picture.image, sample_generator(self.seed, epoch, f"{key}/{raw.get('__pass__', 0)}"))
         except BadImageError as error:
             return BadSample(key, error.kind, error.reason)
-        text = raw["txt"].decode("utf-8", "replace") if "txt" in raw else None
-        return {"image": image, "key": key, "label": label, "text": text}
+        return {"image": image, "key": key, "label": picture.label, "text": picture.text}
 
-    def _load(self, data: bytes, generator: torch.Generator) -> Tensor:
+    def _load(self, data: Any, generator: torch.Generator) -> Tensor:
         image = decode_image(data, self.channels, self.background, self.reduced_size)
         return self.transform(image, generator)
 
