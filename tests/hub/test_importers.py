@@ -29,6 +29,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 import vistok
 from vistok.hub.importers import FAMILIES, import_checkpoint, list_pretrained
+from vistok.hub.importers.base import Checkpoint
 
 
 def unit_range(images):
@@ -458,12 +459,43 @@ def test_an_option_without_effect_is_an_error(tmp_path):
         imported("llamagen", llamagen_like(), tmp_path, levels=[3])
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"unit_norm": "no"}, "unit_norm must be true or false, got 'no'"),
+        ({"unit_norm": 1}, "unit_norm must be true or false, got 1"),
+        ({"size": -3}, r"size must be a side in pixels, or \[height, width\], got -3"),
+        ({"size": [256]}, r"or \[height, width\], got \[256\]"),
+        ({"size": "256"}, "size must be a side in pixels"),
+    ],
+)
+def test_an_option_of_another_kind_is_an_error(tmp_path, option, message):
+    with pytest.raises(ValueError, match=message):
+        imported("llamagen", llamagen_like(), tmp_path, **option)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"num_heads": 2.5}, "num_heads must be a positive integer, got 2.5"),
+        ({"levels": 8}, r"levels must be a list of positive integers such as \[8, 5, 5\], got 8"),
+        ({"levels": [8, 0, 5]}, "levels must be a list of positive integers"),
+        ({"scales": "1,2"}, "scales must be a list of positive integers"),
+    ],
+)
+def test_counts_and_lists_are_of_positive_integers(option, message):
+    checkpoint = Checkpoint({}, options=option)
+    with pytest.raises(ValueError, match=message):
+        checkpoint.option(*option, None)
+
+
 def test_preprocessing_is_recorded(tmp_path):
     tokenizer = imported("llamagen", llamagen_like(), tmp_path, size=128)
+    assert imported("llamagen", llamagen_like(), tmp_path, size=[128, 64]).preprocessing["size"] == [128, 64]
     assert tokenizer.preprocessing == {
         "size": [128, 128],
         "channels": 3,
-        "resize": {"filter": "bicubic", "mode": "short_side"},
+        "resize": {"filter": "bicubic", "mode": "adm"},
         "crop": "center",
         "range": [-1, 1],
     }
@@ -502,6 +534,22 @@ def test_a_checkpoint_whose_file_name_is_not_known_is_asked_for(name):
         vistok.load(name)
 
 
+def test_arguments_of_the_hub_reach_the_download_of_a_published_checkpoint(tmp_path, monkeypatch):
+    torch.save(llamagen_like(), tmp_path / "model.pt")
+    asked = []
+
+    def hf_hub_download(repository, file, **given):
+        asked.append((repository, file, given))
+        return tmp_path / "model.pt"
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", hf_hub_download)
+    vistok.load("llamagen:vq-16", token="secret", local_files_only=True)
+    given = {"token": "secret", "local_files_only": True}
+    assert asked == [("FoundationVision/LlamaGen", "vq_ds16_c2i.pt", given)]
+    with pytest.raises(ValueError, match=r"token has no effect on the local \S+model\.pt: leave it out"):
+        vistok.load("llamagen:vq-16", path=tmp_path / "model.pt", token="secret")
+
+
 def run_command(monkeypatch, capsys, *arguments):
     """What ``vistok SUBCOMMAND ...`` prints."""
     from vistok.cli import main
@@ -535,6 +583,10 @@ def test_convert_reports_what_is_wrong_in_one_line(tmp_path, monkeypatch, capsys
         run_command(monkeypatch, capsys, "convert", tmp_path / "model.pt", tmp_path / "bundle")
     assert re.search(r"^error: .* is of none of the families", capsys.readouterr().err)
     assert not (tmp_path / "bundle").exists()
+    torch.save(llamagen_like(), tmp_path / "model.pt")
+    with pytest.raises(SystemExit, match="2"):
+        run_command(monkeypatch, capsys, "convert", tmp_path / "model.pt", tmp_path)
+    assert "choose another folder, or pass --overwrite to replace it" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("_main_module")

@@ -290,10 +290,13 @@ def test_archives_of_cosmos_tell_levels_and_patches(tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("changes", [{"z_channels": 10, "dim": 10}, {"dim": 16, "variance": True}])
+@pytest.mark.parametrize(
+    "changes", [{"z_channels": 10, "dim": 10}, {"dim": 16, "variance": True}, {"dim": 3, "variance": True}]
+)
 def test_continuous_cosmos_is_reproduced(tmp_path, changes):
     original = Cosmos(**changes)
-    tokenizer = imported("cosmos", original.state_dict(), tmp_path)
+    tokenizer = imported("cosmos:ci8x8", original.state_dict(), tmp_path)
+    assert imported("cosmos", original.state_dict(), tmp_path).quantizer.codebook_sizes == ()
     features = original.features(pictures())
     torch.testing.assert_close(tokenizer.encode(pictures()).codes, features, atol=PIXELS, rtol=0)
     decoded = original.decode(features)
@@ -306,6 +309,11 @@ def test_cosmos_asks_for_levels_that_tensors_do_not_tell(tmp_path):
     with pytest.raises(ValueError, match="pass their numbers of levels as option levels, or an empty list"):
         imported("cosmos:di8x8", weights, tmp_path)
     assert imported("cosmos:ci8x8", weights, tmp_path).quantizer.codebook_sizes == ()
+    # Six channels are finite scalars in the published models, and would be continuous in others.
+    with pytest.raises(ValueError, match="tensors do not tell whether the 6 channels are finite scalars"):
+        imported("cosmos", Cosmos(z_channels=6).state_dict(), tmp_path)
+    with pytest.raises(ValueError, match=r"levels=\[8, 8\] are of 2 channels, but the codes have 5"):
+        imported("cosmos", weights, tmp_path, levels=[8, 8])
     residual = {**weights, "quantizer.layers.0._levels": torch.tensor([8] * 5)}
     with pytest.raises(ValueError, match=r"residual finite scalars \(quantizer=RESFSQ\), which are not supported"):
         imported("cosmos", residual, tmp_path)

@@ -1,8 +1,11 @@
 """Checkpoints of convolutional programs in other configurations than the published ones."""
 
+import os
+import pickle
 import re
 
 import numpy
+import omegaconf
 import pytest
 import torch
 import torch.nn.functional as F
@@ -161,6 +164,23 @@ def test_moving_averages_are_found_by_either_way_of_naming_them(tmp_path, of_par
     assert_same(tokenizer, pictures(), indices, original.images(indices))
     raw = imported("taming", {"state_dict": weights}, tmp_path)
     assert not torch.equal(raw.quantizer.table, tokenizer.quantizer.table)
+
+
+def test_the_weights_that_the_authors_use_are_taken_unless_others_are_asked_for(tmp_path):
+    averaged = Taming().state_dict()
+    raw = {name: torch.randn_like(each) for name, each in averaged.items()}
+    both = raw | {f"model_ema.{name.replace('.', '')}": each for name, each in averaged.items()}
+
+    def table(family, content, **options):
+        return imported(family, {"state_dict": content}, tmp_path, **options).quantizer.table
+
+    name = "quantize.embedding.weight"
+    assert torch.equal(table("ibq:16384", both), averaged[name])
+    assert torch.equal(table("ibq:16384", both, weights="raw"), raw[name])
+    assert torch.equal(table("ibq:16384", raw), raw[name])
+    assert torch.equal(table("ibq", both), raw[name])
+    with pytest.raises(ValueError, match="has no moving averages: use weights=raw"):
+        table("ibq:16384", raw, weights="ema")
 
 
 # What OptVQ calls no connector, a projection and heads.
@@ -377,6 +397,7 @@ def test_maskgit_and_maskbit_of_other_sizes_are_reproduced(tmp_path, name):
     content = content if changes.get("codes") != 0 else original.state_dict()
     tokenizer = imported(family, content, tmp_path, **options)
     assert_same(tokenizer, images, indices, original.decode(codes), restore=lambda images: images / 2 + 0.5, used=4)
+    assert tokenizer.preprocessing["resize"]["filter"] == {"maskgit": "bicubic", "maskbit": "bilinear"}[family]
 
 
 GSQ_TRUNKS = {
@@ -412,7 +433,7 @@ def test_gsq_of_other_sizes_is_reproduced(tmp_path, name, unit_norm):
     features = original.encode(images)
     spread_groups(original, features)
     indices = original.indices(features, unit_norm)
-    content = {"model_state_dict": original.state_dict(), "config": b"pickled"}
+    content = {"model_state_dict": original.state_dict()}
     tokenizer = imported("gsq", content, tmp_path, **{} if unit_norm else {"unit_norm": False})
     assert_same(tokenizer, images, indices, original.decode(indices), used=4)
 
@@ -434,6 +455,38 @@ def test_groups_of_one_channel_and_averaged_codebooks_take_the_nearest_code(tmp_
     averages = {"quantizers.ema_count": torch.ones(64), "quantizers.ema_weight": torch.ones(64, 8)}
     tokenizer = imported("gsq", {**original.state_dict(), **averages}, tmp_path)
     assert_same(tokenizer, pictures(), indices, original.decode(indices), used=4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("unit_norm", [True, False])
+@pytest.mark.parametrize("built", [dict, omegaconf.DictConfig])
+def test_the_configuration_that_gsq_pickles_tells_how_codes_are_compared(tmp_path, built, unit_norm):
+    original = GSQ()
+    features = original.encode(pictures())
+    spread_groups(original, features)
+    indices = original.indices(features, unit_norm)
+    quantizer = built({"quantize_type": "gvq", "use_l2_norm": unit_norm, "num_group": 2})
+    content = {"model_state_dict": original.state_dict()}
+    content["config"] = pickle.dumps({"hidden_channels": 32, "quantizer_config": quantizer})
+    assert_same(imported("gsq", content, tmp_path), pictures(), indices, original.decode(indices), used=4)
+    content["config"] = pickle.dumps({"quantizer_config": built({"use_l1_norm": True})})
+    with pytest.raises(ValueError, match=r"sum of their absolute values \(use_l1_norm=true\): not supported"):
+        imported("gsq", content, tmp_path)
+
+
+def test_nothing_that_the_configuration_of_gsq_asks_for_is_executed(tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'executed'}",)
+
+    content = {"model_state_dict": GSQ().state_dict(), "config": pickle.dumps({"quantizer_config": Hostile()})}
+    with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be imported as gsq: it asks for \w+\.system"):
+        imported("gsq", content, tmp_path)
+    with pytest.raises(ValueError, match="cannot be imported as gsq: it holds bytes that are no readable pickle"):
+        imported("gsq", {**content, "config": b"pickled"}, tmp_path)
+    # What other programs keep there is none of our business.
+    imported("taming", {"state_dict": Taming().state_dict(), "config": b"pickled"}, tmp_path)
+    assert not (tmp_path / "executed").exists()
 
 
 FQGAN = {

@@ -167,6 +167,31 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
         ) from error
 
 
+def read_pickle(data: bytes) -> Any:
+    """What a pickle without tensors holds, as plain containers and placeholders; nothing of it is executed.
+
+    Raises:
+        ValueError: If it is no pickle, or names something that is refused.
+    """
+    try:
+        return Machine(None).run(io.BytesIO(data))
+    except RefusedError:
+        raise
+    except PARSER_ERRORS as error:
+        raise ValueError(f"it holds bytes that are no readable pickle ({type(error).__name__}: {error})") from error
+
+
+def entries(value: Any) -> dict[Any, Any]:
+    """What a mapping holds, also one of omegaconf, which is not built; empty for anything else."""
+    if isinstance(value, Placeholder):
+        value = value.attributes.get("_content")
+    items = value.items() if isinstance(value, Mapping) else ()
+    return {
+        key: item.attributes["_val"] if isinstance(item, Placeholder) and "_val" in item.attributes else item
+        for key, item in items
+    }
+
+
 class RefusedError(ValueError):
     """Something in a file that is well formed, and not wanted."""
 

@@ -121,7 +121,12 @@ def list_pretrained() -> list[PretrainedTokenizer]:
 
 
 def import_pretrained(
-    name: str, path: str | Path | None = None, *, weights: str | None = None, **options: Any
+    name: str,
+    path: str | Path | None = None,
+    *,
+    weights: str | None = None,
+    hub: Mapping[str, Any] = {},
+    **options: Any,
 ) -> Tokenizer:
     """Build the tokenizer of a published checkpoint.
 
@@ -129,6 +134,7 @@ def import_pretrained(
         name: ``family:name``, or a family alone for a checkpoint of one's own.
         path: File or folder; None downloads it, where the authors put it on the hub.
         weights: ``raw`` or ``ema``, where the file has both; default: those that the authors' generators use.
+        hub: Arguments of the download, of those that are not None.
         **options: What tensors do not tell, such as ``size`` of the training images; the error for one without effect
             lists those of the family.
 
@@ -144,10 +150,10 @@ def import_pretrained(
     if rest and rest not in published:
         raise ValueError(f"{family_name} has no checkpoint {rest!r}: choose one of {', '.join(published)}")
     if path is None:
-        path = _download(family, published.get(rest))
+        path = _download(family, published.get(rest), hub)
     known = dict(published[rest].options) if rest else {}
     authors_choice = known.pop("weights", "raw")
-    tensors, config = read_source(Path(path), weights or authors_choice)
+    tensors, config = read_source(Path(path), weights or authors_choice, required=weights is not None)
     return _convert(family, tensors, config, {**known, **options}, Path(path))
 
 
@@ -200,13 +206,16 @@ def _convert(
     return tokenizer
 
 
-def read_source(path: Path, weights: str, *, choose: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_source(
+    path: Path, weights: str, *, choose: bool = True, required: bool = True
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and original configuration of a checkpoint file, or of a folder that holds one beside ``config.json``.
 
     Args:
         path: File or folder.
         weights: ``raw`` or ``ema``.
         choose: Whether the moving averages that stand among the trained weights are put in their place, or left out.
+        required: Whether there must be moving averages for ``ema``; else the trained weights do where there are none.
 
     Raises:
         FileNotFoundError: If there is nothing at `path`, or no model in the folder.
@@ -220,7 +229,11 @@ def read_source(path: Path, weights: str, *, choose: bool = True) -> tuple[dict[
     tensors: dict[str, Tensor] = {}
     averaged = False
     for file in files:
-        content, from_wrapper = _unwrapped(read_checkpoint(file), weights)
+        content = read_checkpoint(file)
+        # flex_gen keeps its configuration so; only its importer looks into it.
+        if isinstance(content, Mapping) and isinstance(content.get("config"), bytes):
+            config = config or {"pickled": content["config"]}
+        content, from_wrapper = _unwrapped(content, weights)
         averaged |= from_wrapper
         part = f"{file.stem}." if file.name in PICKLED_PARTS else ""
         tensors |= {part + name: tensor for name, tensor in flatten(content).items()}
@@ -230,7 +243,7 @@ def read_source(path: Path, weights: str, *, choose: bool = True) -> tuple[dict[
         tensors = _tokenizer_part(tensors)
         starts = ("model_ema.", *(f"ema_{part}." for part in AVERAGED_PARTS))
         inline = {name: tensor for name, tensor in tensors.items() if name.startswith(starts)}
-        if weights == "ema" and not (averaged or inline):
+        if weights == "ema" and required and not (averaged or inline):
             raise ValueError(f"{path} has no moving averages: use weights=raw")
         tensors = {name: tensor for name, tensor in tensors.items() if name not in inline}
         if weights == "ema" and inline:
@@ -322,7 +335,7 @@ def _config(path: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _download(family: Family, published: Published | None) -> Path:
+def _download(family: Family, published: Published | None, hub: Mapping[str, Any]) -> Path:
     if published is None:
         raise ValueError(f"name a file or folder with path=, or one of {family.name}'s published checkpoints")
     if "://" in published.source or published.file is None:
@@ -332,8 +345,9 @@ def _download(family: Family, published: Published | None) -> Path:
         )
     from huggingface_hub import hf_hub_download
 
+    given = {key: value for key, value in hub.items() if value is not None}
     try:
-        return Path(hf_hub_download(published.source, published.file))
+        return Path(hf_hub_download(published.source, published.file, **given))
     except Exception as error:
         raise FileNotFoundError(
             f"{published.file} of {published.source} could not be fetched ({type(error).__name__}): download it, and "

@@ -2,7 +2,7 @@
 
 import fnmatch
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,13 @@ from vistok.tokenizer import Tokenizer
 
 # State of our quantizers that no other program has: whether they have started, and for how many steps they learned.
 OWN_STATE = ("initialised", "updates")
+# What options can be; those that are not named here are checked where they are used.
+FLAGS = ("unit_norm", "unit_features", "unit_range", "whole_codebook", "znorm")
+COUNTS = (
+    *("num_heads", "num_heads_encoder", "num_heads_decoder", "head_dim"),
+    *("num_quantizers", "norm_num_groups", "index_bits"),
+)
+LISTS = ("levels", "scales")
 
 
 class Checkpoint:
@@ -59,10 +66,28 @@ class Checkpoint:
             del self.tensors[name]
 
     def option(self, name: str, default: Any) -> Any:
-        """What the user says about something that tensors do not tell."""
+        """What the user says about something that tensors do not tell; ValueError if an option cannot be that."""
         self._asked.add(name)
         value = self._options.get(name)
-        return default if value is None else value
+        if value is None:
+            return default
+        if name in FLAGS and not isinstance(value, bool):
+            raise ValueError(f"{name} must be true or false, got {value!r}")
+        if name in COUNTS and not _positive(value):
+            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        if name in LISTS:
+            if isinstance(value, str) or not isinstance(value, Sequence) or not all(map(_positive, value)):
+                raise ValueError(f"{name} must be a list of positive integers such as [8, 5, 5], got {value!r}")
+            return list(value)
+        return value
+
+    def size(self, default: int) -> list[int]:
+        """Height and width of the pictures in pixels, from option ``size``: a side, or both."""
+        value = self.option("size", default)
+        sides = list(value) if isinstance(value, Sequence) else [value, value]
+        if len(sides) != 2 or not all(map(_positive, sides)):
+            raise ValueError(f"size must be a side in pixels, or [height, width], got {value!r}")
+        return sides
 
     def finish(self) -> None:
         """Raise a ValueError if a tensor was neither taken nor dropped, or an option had no effect."""
@@ -86,6 +111,10 @@ class Checkpoint:
                 "it is of another family, or incomplete"
             )
         return self.tensors[name]
+
+
+def _positive(value: Any) -> bool:
+    return type(value) is int and value > 0
 
 
 @dataclass(frozen=True)
@@ -145,7 +174,7 @@ def preprocessing(
     """How the original program prepares pictures, in the form that a bundle records.
 
     Args:
-        checkpoint: Its option ``size`` is the side of the pictures in pixels.
+        checkpoint: Its option ``size`` is the side of the pictures in pixels, or both sides.
         filter: Of the resize.
         antialias: Whether the filter grows with the reduction.
         mode: What is resized to the size.
@@ -153,11 +182,10 @@ def preprocessing(
         size: Default of the option.
         **more: Further facts.
     """
-    size = checkpoint.option("size", size)
     resize = {"filter": filter, "mode": mode} | ({} if antialias else {"antialias": False})
     original = {} if range == (-1, 1) else {"original_range": list(range)}
     return {
-        "size": [size, size],
+        "size": checkpoint.size(size),
         "channels": 3,
         "resize": resize,
         "crop": "center",

@@ -105,8 +105,13 @@ FAMILY = Family(
     title="BSQ-ViT, https://github.com/zhaoyue-zephyrus/bsq-vit",
     marks=("encoder.transformer.resblocks.0.ln_1.weight", "quant_embed.weight", "post_quant_embed.weight"),
     convert=convert,
-    published=(
-        Published("18bit", "https://github.com/zhaoyue-zephyrus/bsq-vit", None, 174.8, "MIT"),
-        Published("36bit", "https://github.com/zhaoyue-zephyrus/bsq-vit", None, 174.8, "MIT"),
+    # The program takes the moving averages where a file has some.
+    published=tuple(
+        Published(name, f"https://utexas.box.com/s/{share}", None, 174.8, "MIT", {"weights": "ema"})
+        for name, share in (
+            ("18bit", "k5249jg1c6iznslsl89lwqqg6woqg27o"),
+            ("18bit-approx", "nt9g741b1cu4nidygd3a3e26clpemr0n"),
+            ("36bit", "a7w3lw5q4dzxun3ai9uthhc3y8ade0pw"),
+        )
     ),
 )

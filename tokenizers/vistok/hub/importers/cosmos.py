@@ -35,9 +35,8 @@ def convert(checkpoint: Checkpoint) -> Tokenizer:
     encoder = CosmosEncoder(**_arguments(trunks[0], base, patching))
     decoder = CosmosDecoder(**_arguments(trunks[1], base, patching))
     # Pictures of any size, in the middle of zeros up to multiples of 16 pixels.
-    size = checkpoint.option("size", 256)
-    channels = encoder.channels
-    prepared = {"size": [size, size], "channels": channels, "resize": "none", "crop": "none", "range": [-1, 1]}
+    prepared = {"size": checkpoint.size(256), "channels": encoder.channels, "resize": "none", "crop": "none"}
+    prepared["range"] = [-1, 1]
     values = state | take_projections(checkpoint)
     for part, trunk, name in zip((encoder, decoder), trunks, ("encoder.", "decoder."), strict=True):
         values |= take_trunk(checkpoint, part, Dialect(), trunk, name, name)
@@ -61,14 +60,18 @@ def _quantizer(checkpoint: Checkpoint) -> tuple[Quantizer, dict[str, Tensor]]:
     stored = [checkpoint.take(name) for name in list(checkpoint.tensors) if name.endswith("quantizer._levels")]
     checkpoint.drop("*quantizer._basis", "*quantizer.implicit_codebook")
     dim, z_channels = checkpoint.shape("quant_conv.weight")[:2]
-    known = stored[0].tolist() if stored else LEVELS if dim == len(LEVELS) else None
-    levels = checkpoint.option("levels", known)
+    published = dim == len(LEVELS) and dim != z_channels
+    known = stored[0].tolist() if stored else LEVELS if published else None
+    variance = checkpoint.shape("post_quant_conv.weight")[1] * 2 == dim
+    levels = checkpoint.option("levels", () if variance else known)
     if levels:
+        if len(levels) != dim:
+            raise ValueError(f"levels={list(levels)} are of {len(levels)} channels, but the codes have {dim}")
         return FSQ([int(level) for level in levels], form="atanh"), {}
-    if checkpoint.shape("post_quant_conv.weight")[1] * 2 == dim:
+    if variance:
         return keep_mean(checkpoint), {}
-    # Continuous models have as many channels before the convolution as behind it.
-    if levels is None and dim != z_channels:
+    # Continuous models have as many channels before the convolution as behind it; of six both are possible.
+    if levels is None and (dim != z_channels or dim == len(LEVELS)):
         raise ValueError(
             f"its tensors do not tell whether the {dim} channels are finite scalars: pass their numbers of levels as "
             "option levels, or an empty list if they are continuous"

@@ -48,7 +48,7 @@ def convert(checkpoint: Checkpoint) -> Tokenizer:
     activation = config.get("act_fn", "silu")
     if activation not in ("silu", "swish"):
         raise ValueError(f"config.json has act_fn={activation}, only silu is supported")
-    groups = checkpoint.option("norm_num_groups", config.get("norm_num_groups", 32))
+    groups = checkpoint.option("norm_num_groups", config.get("norm_num_groups") or 32)
     width = checkpoint.shape("encoder.conv_in.weight")[0]
     if width % groups:
         raise ValueError(

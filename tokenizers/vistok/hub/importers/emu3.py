@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vistok.decoder import Emu3Decoder
 from vistok.encoder import Emu3Encoder
+from vistok.hub.checkpoint import entries
 from vistok.hub.importers.base import Checkpoint, Family, Published, codebook, fill, preprocessing
 from vistok.hub.importers.movq import MOVQ
 from vistok.hub.importers.trunk import Trunk, describe, take_trunk
@@ -29,7 +30,8 @@ TRANSFORMERS = {
 
 def convert(checkpoint: Checkpoint) -> Tokenizer:
     """The nearest code, of images. Kernels over time are reduced to what an image sees of them."""
-    heads = checkpoint.config.get("vq_config", checkpoint.config).get("num_attention_heads", 1)
+    config = entries(checkpoint.config.get("vq_config")) or checkpoint.config
+    heads = config.get("num_attention_heads", 1)
     if heads != 1:
         raise ValueError(f"config.json has num_attention_heads={heads}, only 1 is supported")
     for name in list(checkpoint.tensors):

@@ -11,6 +11,7 @@ from typing import Any
 
 from vistok.decoder import GSQDecoder
 from vistok.encoder import GSQEncoder
+from vistok.hub.checkpoint import entries, read_pickle
 from vistok.hub.importers.base import Checkpoint, Family, Published, codebook, fill, preprocessing
 from vistok.hub.importers.transformer import take_renamed
 from vistok.quantizer import GroupedQuantizer, Quantizer
@@ -35,16 +36,26 @@ NAMES = {
 def convert(checkpoint: Checkpoint) -> Tokenizer:
     """The code of the closest direction for each group, on the last axis; the codes themselves have any length.
 
-    Without option ``unit_norm`` (true, but false for groups of one channel and for codebooks that are moving averages)
-    the nearest code. The released checkpoints call the quantizer ``gvq`` or ``vq``, whose tensors have the same names.
+    With ``unit_norm=false`` the nearest code. Without the option it is what the configuration says that the program
+    pickles into its checkpoints; where there is none, true, but false for groups of one channel and for codebooks that
+    are moving averages. The released checkpoints call the quantizer ``gvq`` or ``vq``, whose tensors have the same
+    names.
     """
     table = checkpoint.take("quantizers.codebook.weight")
     averages = "quantizers.ema_count" in checkpoint
     checkpoint.drop("quantizers.ema_count", "quantizers.ema_weight")
     dim = checkpoint.shape("encoder.fianl_layers.2.weight")[0]
     single = table.shape[1] == 1
-    unit_norm = checkpoint.option("unit_norm", not (single or averages))
-    if single and (unit_norm or table.abs().max() > 1):
+    config = checkpoint.config
+    if "pickled" in config:
+        config = entries(read_pickle(config["pickled"]))
+    stated = entries(config.get("quantizer_config"))
+    if stated.get("use_l1_norm"):
+        raise ValueError("it divides codes by the sum of their absolute values (use_l1_norm=true): not supported")
+    known = bool(stated.get("use_l2_norm", False)) if stated else not (single or averages)
+    unit_norm = checkpoint.option("unit_norm", known)
+    clamps = stated.get("force_1d_clip", False) and stated.get("use_uniform_init", False) if stated else True
+    if single and (unit_norm or (clamps and table.abs().max() > 1)):
         raise ValueError(
             "codes of groups of one channel are as close as others in direction, or beyond [-1, 1], where the original "
             "clamps them, and draws one of them; only unit_norm=false and codes within [-1, 1] are supported"

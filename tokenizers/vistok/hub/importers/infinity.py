@@ -5,7 +5,6 @@ https://arxiv.org/abs/2412.04431; https://github.com/FoundationVision/Infinity.
 """
 
 import re
-from collections.abc import Sequence
 
 from vistok.hub.importers.base import Checkpoint, Family, Published, preprocessing
 from vistok.hub.importers.convolutional import TAMING, vqgan
@@ -73,9 +72,6 @@ def convert(checkpoint: Checkpoint) -> Tokenizer:
     part = BSQ(bits, index_bits=1, inv_temperature=100.0, batch_entropy="bit", gradient_scale="identity")
     quantizer = MultiScaleQuantizer(part, scales, phi=0, up="linear", loss="stage", schedules=known)
     prepared = preprocessing(checkpoint, filter="lanczos", size=1024)
-    size = checkpoint.option("size", 1024)
-    if isinstance(size, Sequence):
-        prepared["size"] = list(size)
     return vqgan(checkpoint, TAMING, quantizer, {}, prepared, projection="none")
 
 

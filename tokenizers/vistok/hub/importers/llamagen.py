@@ -30,7 +30,7 @@ def convert(checkpoint: Checkpoint) -> Tokenizer:
     table = checkpoint.take("quantize.embedding.weight")
     quantizer = codebook(table, distance="cosine" if checkpoint.option("unit_norm", True) else "euclidean")
     # The program halves large pictures by box filters before it resizes them.
-    prepared = preprocessing(checkpoint, filter="bicubic")
+    prepared = preprocessing(checkpoint, filter="bicubic", mode="adm")
     dialect = LLAMAGEN if "encoder.conv_blocks.0.res.0.conv1.weight" in checkpoint else TRANSFORMERS
     return vqgan(checkpoint, dialect, quantizer, {"table": table}, prepared)
 
@@ -45,7 +45,8 @@ FAMILY = Family(
         Published("vq-8", "FoundationVision/LlamaGen", "vq_ds8_c2i.pt", 70.1, "MIT"),
         Published("vq-16-t2i", "peizesun/llamagen_t2i", "vq_ds16_t2i.pt", 71.9, "MIT"),
         Published("janus-1.3b", "deepseek-ai/Janus-1.3B", None, 71.9, "DeepSeek Model License", {"size": 384}),
-        Published("janus-pro-1b", "deepseek-community/Janus-Pro-1B", None, 71.9, options={"size": 384}),
-        Published("janus-pro-7b", "deepseek-community/Janus-Pro-7B", None, 71.9, options={"size": 384}),
+        Published("janus-pro-1b", "deepseek-ai/Janus-Pro-1B", "pytorch_model.bin", 71.9, options={"size": 384}),
+        # In pieces, which a folder takes.
+        Published("janus-pro-7b", "deepseek-ai/Janus-Pro-7B", None, 71.9, options={"size": 384}),
     ),
 )

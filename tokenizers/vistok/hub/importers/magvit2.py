@@ -96,8 +96,11 @@ SIMVQ = Family(
     marks=("encoder.mid_block.0.conv1.weight", "quantize.embedding.weight", "quantize.embedding_proj.weight"),
     convert=convert_simvq,
     published=(
-        # In the folders vq_log/simvq_1k and so on; of one the program's own command names the file.
-        *(Published(name, "zyx123/SimVQ", None, None, "MIT") for name in ("1k", "8k", "65k")),
-        Published("262k", "zyx123/SimVQ", "vq_log/simvq_262k/epoch=49-step=250250.ckpt", None, "MIT"),
+        # In the folders vq_log/simvq_8k and vq_log/simvq_65k; of the others the program's own commands name the files.
+        *(Published(name, "zyx123/SimVQ", None, None, "MIT") for name in ("8k", "65k")),
+        *(
+            Published(name, "zyx123/SimVQ", f"vq_log/simvq_{name}/epoch=49-step=250250.ckpt", None, "MIT")
+            for name in ("1k", "262k")
+        ),
     ),
 )

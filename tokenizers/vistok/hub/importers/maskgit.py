@@ -35,7 +35,7 @@ def take_decoder(
     return decoder, take_trunk(checkpoint, decoder, dialect, trunk, prefix, ours)
 
 
-def _convert(checkpoint: Checkpoint, dialect: Dialect) -> Tokenizer:
+def _convert(checkpoint: Checkpoint, dialect: Dialect, filter: str) -> Tokenizer:
     trunk = describe(checkpoint, dialect, "encoder.")
     encoder = MaskGITEncoder(**trunk.sizes(stem=True), downsample="conv" if trunk.resizes else "pool")
     values = take_trunk(checkpoint, encoder, dialect, trunk, "encoder.", "encoder.")
@@ -48,13 +48,13 @@ def _convert(checkpoint: Checkpoint, dialect: Dialect) -> Tokenizer:
         values["quantizer.table"] = checkpoint.take("quantize.embedding.weight")
         distance = "cosine" if checkpoint.option("unit_norm", False) else "euclidean"
         quantizer = codebook(values["quantizer.table"], distance=distance)
-    prepared = preprocessing(checkpoint, filter="bicubic", range=(0, 1), channels=trunk.channels)
+    prepared = preprocessing(checkpoint, filter=filter, range=(0, 1), channels=trunk.channels)
     return fill(Tokenizer(encoder, quantizer, decoder, projection="none", preprocessing=prepared), values)
 
 
 def convert(checkpoint: Checkpoint) -> Tokenizer:
     """No 1x1 convolutions around the quantizer; images in [0, 1] inside."""
-    return _convert(checkpoint, MASKGIT)
+    return _convert(checkpoint, MASKGIT, "bicubic")
 
 
 def convert_maskbit(checkpoint: Checkpoint) -> Tokenizer:
@@ -63,7 +63,7 @@ def convert_maskbit(checkpoint: Checkpoint) -> Tokenizer:
     Option ``unit_norm`` (false) of a codebook: whether codes and features have unit length.
     """
     legacy = "decoder.up.0.upsample_conv.weight" not in checkpoint
-    return _convert(checkpoint, dataclasses.replace(MASKBIT, coarsest_first=not legacy))
+    return _convert(checkpoint, dataclasses.replace(MASKBIT, coarsest_first=not legacy), "bilinear")
 
 
 FAMILY = Family(
@@ -82,8 +82,11 @@ MASKBIT_FAMILY = Family(
     marks=("encoder.down.0.res_blocks.0.conv1.weight", "encoder.mid.res_blocks.0.conv1.weight"),
     convert=convert_maskbit,
     published=(
-        *(Published(f"{bits}bit", f"markweber/maskbit_tokenizer_{bits}bit") for bits in (10, 12, 14, 16, 18)),
+        *(
+            Published(f"{bits}bit", f"markweber/maskbit_tokenizer_{bits}bit", f"maskbit_tokenizer_{bits}bit.bin")
+            for bits in (10, 12, 14, 16, 18)
+        ),
         Published("vqgan-plus-10bit", "markweber/vqgan_plus_paper"),
-        Published("vqgan-plus-12bit", "markweber/vqgan_plus_12bit"),
+        Published("vqgan-plus-12bit", "markweber/vqgan_plus_12bit", "vqgan_plus_12bit.bin"),
     ),
 )

@@ -14,6 +14,9 @@ from vistok.quantizer import ResidualQuantizer, VectorQuantizer
 from vistok.tokenizer import Tokenizer
 
 REPOSITORY = "https://github.com/kakaobrain/rq-vae-transformer"
+# Each archive also holds a generator.
+ARCHIVES = "https://twg.kakaocdn.net/brainrepo/models/RQVAE/"
+LICENCE = "CC-BY-NC-SA-4.0"
 
 
 def convert(checkpoint: Checkpoint) -> Tokenizer:
@@ -86,7 +89,17 @@ FAMILY = Family(
     marks=(*TRUNK, "quantizer.codebooks.0.weight"),
     convert=convert,
     published=tuple(
-        Published(name, REPOSITORY, None, 133.8 if name == "imagenet" else None, "CC-BY-NC-SA-4.0")
-        for name in ("imagenet", "lsun-church", "lsun-cat", "lsun-bedroom", "cc3m", "ffhq")
+        Published(
+            name, f"{ARCHIVES}{archive}.tar.gz", "stage1/model.pt", 133.8 if "imagenet" in name else None, LICENCE
+        )
+        for name, archive in (
+            ("imagenet", "7518a004fe39120fcffbba76005dc6c3/imagenet_480M"),
+            ("imagenet-50-epochs", "6714b47bb9382076923590eff08b1ee5/imagenet_1.4B_rqvae_50e"),
+            ("lsun-church", "deeb3e0ac6e09923754e3e594ede7b01/church"),
+            ("lsun-cat", "92b4e6a9ace09c9ab8ff9d3b3e688367/cat"),
+            ("lsun-bedroom", "06b72c164cd2fe64fc8ebd6b42b0040f/bedroom"),
+            ("cc3m", "dcd95e8f08408e113aab6451fae895f5/cc3m"),
+            ("ffhq", "d47570aeff6ba300735606a806f54663/ffhq"),
+        )
     ),
 )

@@ -100,16 +100,31 @@ IBQ = Family(
     title="IBQ of SEED-Voken, https://github.com/TencentARC/SEED-Voken",
     marks=PLAIN,
     convert=convert_ibq,
-    published=tuple(
-        Published(f"{size}{name}", f"TencentARC/IBQ-Tokenizer-{size}{suffix}", file, millions, "Apache-2.0")
-        for size, name, suffix, file, millions in (
-            (1024, "", "", "imagenet256_1024.ckpt", 107.1),
-            (8192, "", "", "imagenet256_8192.ckpt", 108.9),
-            (16384, "", "", "imagenet256_16384.ckpt", 111.0),
-            (262144, "", "", "imagenet256_262144.ckpt", 173.9),
-            (16384, "-pretrain", "-Pretrain", "IBQ_pretrain_16384.ckpt", 111.0),
-            (262144, "-pretrain", "-Pretrain", "IBQ_pretrain_262144.ckpt", 173.9),
-        )
+    published=(
+        # The generators of these four take the moving averages.
+        *(
+            Published(
+                str(size),
+                f"TencentARC/IBQ-Tokenizer-{size}",
+                f"imagenet256_{size}.ckpt",
+                millions,
+                "Apache-2.0",
+                {"weights": "ema"},
+            )
+            for size, millions in ((1024, 107.1), (8192, 108.9), (16384, 111.0), (262144, 173.9))
+        ),
+        *(
+            Published(
+                f"{size}-pretrain",
+                f"TencentARC/IBQ-Tokenizer-{size}-Pretrain",
+                f"IBQ_pretrain_{size}.ckpt",
+                millions,
+                "Apache-2.0",
+            )
+            for size, millions in ((16384, 111.0), (262144, 173.9))
+        ),
+        # Of Emu3.5: the same program with twice the channels, and 131072 codes.
+        Published("emu3.5", "BAAI/Emu3.5-VisionTokenizer", "model.ckpt", 455.3, "Apache-2.0"),
     ),
 )
 KL = Family(

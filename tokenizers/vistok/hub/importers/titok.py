@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vistok.decoder import TiTokDecoder
 from vistok.encoder import TiTokEncoder
+from vistok.hub.checkpoint import entries
 from vistok.hub.importers.base import Checkpoint, Family, Published, fill, preprocessing, square_root
 from vistok.hub.importers.maskgit import MASKGIT, take_decoder
 from vistok.hub.importers.transformer import CLIP_NAMES, from_unit_range, head_count, take_renamed, to_signed_range
@@ -79,8 +80,8 @@ def convert(checkpoint: Checkpoint) -> Tokenizer:
     quantizer: Quantizer
     if "quantizer.table" in values:
         size, dim = values["quantizer.table"].shape
-        stated = checkpoint.config.get("model", {}).get("vq_model", {}).get("use_l2_norm", dim <= MAX_UNIT_NORM_DIM)
-        unit_norm = checkpoint.option("unit_norm", stated)
+        stated = entries(entries(checkpoint.config.get("model")).get("vq_model"))
+        unit_norm = checkpoint.option("unit_norm", stated.get("use_l2_norm", dim <= MAX_UNIT_NORM_DIM))
         quantizer = VectorQuantizer(size, dim, distance="cosine" if unit_norm else "euclidean")
     else:
         dim = len(values["to_codes.bias"]) // 2  # the mean; the other half is the log-variance

@@ -51,6 +51,6 @@ FAMILY = Family(
     convert=convert,
     published=(
         Published("100k-f16", "https://github.com/zh460045050/VQGAN-LC", "vqgan-lc-100K-f16-dim8.pth", 149.0),
-        Published("100k-f8", "https://github.com/zh460045050/VQGAN-LC"),
+        Published("100k-f8", "https://github.com/zh460045050/VQGAN-LC", "vqgan-lc-100K-f8-dim4.pth"),
     ),
 )
