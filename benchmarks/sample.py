@@ -9,7 +9,7 @@ token, here one batch holds both halves.
 
 A step cannot be faster than its products with the weights, each of which is read once per token. They are measured in
 the same run, as bare products of the same shapes: through `F.linear`, as `transformers` has them, and as
-`vistok.prior.layers.multiply` has them. The last columns say how near each side comes to its own.
+`vistok.prior.layers.product_with` has them. The last columns say how near each side comes to its own.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from _measure import time_alternating
 from torch import Tensor, nn
 
 from vistok.prior import GPT, Sampling, generate
-from vistok.prior.layers import multiply
+from vistok.prior.layers import product_with
 
 TARGET = 2.0
 # Of the table, with their digits after the point.
@@ -136,9 +136,10 @@ def theirs(setting: Setting, device: torch.device, dtype: torch.dtype) -> tuple[
     return model, lambda: model.generate(prompt, **options)
 
 
-def products(prior: GPT, rows: int, product: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], None]:
+def products(prior: GPT, rows: int, fast: bool) -> Callable[[], None]:
     """Bare products with all weights of a model, once for each token of an image."""
     weights = [module.weight.detach() for module in prior.modules() if isinstance(module, nn.Linear)]
+    product = product_with(weights, rows) if fast else F.linear
     inputs = {weight.shape[1]: weight.new_ones(rows, weight.shape[1]) for weight in weights}
 
     @torch.inference_mode()
@@ -164,7 +165,7 @@ def measure(setting: Setting, device: torch.device, dtype: torch.dtype, repeats:
         raise ValueError(f"the models have {sizes[0]} and {sizes[1]} parameters")
     rows = setting.batch_size if setting.guidance == 1 else 2 * setting.batch_size
     sides = time_alternating(draw, generate_theirs, repeats)
-    bare = time_alternating(products(prior, rows, multiply), products(prior, rows, F.linear), repeats)
+    bare = time_alternating(products(prior, rows, True), products(prior, rows, False), repeats)
     names = ("ours", "transformers", "products", "linear")
     num_tokens = setting.num_tokens * setting.batch_size
     rates = {name: num_tokens / each for name, each in zip(names, (*sides, *bare), strict=True)}

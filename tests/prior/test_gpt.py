@@ -7,7 +7,7 @@ import torch
 
 from vistok.layers import transformer
 from vistok.prior import GPT, Sampling, generate
-from vistok.prior.layers import FEW_ROWS, multiply, rotate, rotation
+from vistok.prior.layers import FEW_ROWS, multiply, product_with, rotate, rotation
 from vistok.prior.sampling import Decoder
 
 TINY = {"width": 32, "depth": 2, "num_heads": 2, "dropout": 0.0}
@@ -73,7 +73,7 @@ def test_probabilities_of_a_token_sum_to_one(prior):
 def test_steps_with_cached_keys_and_values_equal_the_whole_sequence_at_once(prior):
     x = torch.randn(3, prior.num_steps, prior.width, generator=torch.Generator().manual_seed(0))
     heads = prior.num_heads, prior.num_steps, prior.width // prior.num_heads
-    decoder = Decoder(prior.blocks, (3, *heads), x, compile=None)
+    decoder = Decoder(prior.blocks, (3, *heads), x)
     with torch.inference_mode():
         steps = [decoder(x[:, step], step, prior.rotation(step, step + 1)) for step in range(prior.num_steps)]
         for block in prior.blocks:
@@ -81,10 +81,14 @@ def test_steps_with_cached_keys_and_values_equal_the_whole_sequence_at_once(prio
     assert torch.allclose(torch.stack(steps, 1), x, atol=1e-5)
 
 
-@pytest.mark.parametrize("rows", [1, 2, FEW_ROWS, FEW_ROWS + 1])
-def test_products_of_few_rows_are_those_of_a_linear_layer(rows):
-    x, weight = torch.randn(rows, 24), torch.randn(40, 24)
-    assert torch.allclose(multiply(x, weight), torch.nn.functional.linear(x, weight), atol=1e-5)
+@pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1, 8])
+@pytest.mark.parametrize(("dtype", "precision"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-1)])
+def test_products_of_few_rows_are_those_of_a_linear_layer(rows, dtype, precision):
+    torch.manual_seed(0)
+    x, weights = torch.randn(rows, 24, dtype=dtype), torch.randn(2, 40, 24, dtype=dtype).unbind()
+    for product in (multiply, product_with(weights, rows)):
+        for weight in weights:
+            assert torch.allclose(product(x, weight), torch.nn.functional.linear(x, weight), atol=precision)
 
 
 def test_greedy_tokens_and_logits_are_those_of_the_llama_of_transformers():
@@ -250,6 +254,37 @@ def test_top_p_keeps_the_token_that_crosses_the_threshold():
     assert share[0].item() == pytest.approx(0.625, abs=0.05)
 
 
+def test_draws_follow_the_probabilities_and_leave_out_what_has_none():
+    logits = torch.randn(40, generator=torch.Generator().manual_seed(0))
+    logits[[0, 7, 39]] = -math.inf
+    drawn = Sampling(temperature=0.5).draw(logits.repeat(200_000, 1), torch.Generator().manual_seed(1))
+    share = drawn.bincount(minlength=40) / len(drawn)
+    assert (share[[0, 7, 39]] == 0).all()
+    # Four standard deviations of a share of one half.
+    assert (share - (logits / 0.5).softmax(0)).abs().max() < 4 * 0.5 / len(drawn) ** 0.5
+
+
+def test_numbers_that_are_not_finite_are_an_error_and_draw_nothing():
+    prior = make(**FORMS["residual depth"])
+    prior.blocks[-1].mlp.down.weight.data.fill_(math.nan)
+    with pytest.raises(ValueError, match="load it with dtype=float32"):
+        generate(prior, torch.tensor([0]))
+
+
+def test_many_images_at_once_are_the_same_as_one_by_one(prior):
+    labels = torch.arange(8) % 3
+    together = generate(prior, labels, Sampling(temperature=0, guidance=2))
+    alone = [generate(prior, labels[number : number + 1], Sampling(temperature=0, guidance=2)) for number in range(8)]
+    assert torch.equal(together, torch.cat(alone))
+
+
+def test_every_cache_has_memory_of_its_own_so_that_a_compiled_step_copies_none():
+    prior = make(**FORMS["one codebook"])
+    decoder = Decoder(prior.blocks, (2, 2, prior.num_steps, 16), torch.randn(2, prior.width))
+    places = {tensor.untyped_storage().data_ptr() for cache in decoder.caches for tensor in cache}
+    assert len(places) == 2 * len(prior.blocks)
+
+
 def test_top_k_one_is_greedy():
     logits = torch.randn(50, 9, generator=torch.Generator().manual_seed(0))
     assert torch.equal(Sampling(top_k=1).draw(logits), logits.argmax(-1))
@@ -287,4 +322,10 @@ def test_impossible_samples_are_refused(arguments, message):
 @pytest.mark.parametrize("options", [{"temperature": -1}, {"top_k": 0}, {"top_p": 0}, {"temperature": 0, "top_k": 2}])
 def test_impossible_settings_of_sampling_are_refused(options):
     with pytest.raises(ValueError, match="temperature"):
+        Sampling(**options)
+
+
+@pytest.mark.parametrize("options", [{"guidance": math.inf}, {"temperature": math.nan}, {"top_p": math.nan}])
+def test_settings_of_sampling_that_are_no_numbers_are_named(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
         Sampling(**options)

@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as F
 
 import vistok
-from vistok.data import PhotosData, WebDatasetData
+from vistok.data import ImageFolderData, PhotosData, WebDatasetData
+from vistok.data.bad_samples import BadSample
+from vistok.data.pictures import PictureDataset
 from vistok.decoder import CNNDecoder
 from vistok.encoder import CNNEncoder
 from vistok.quantizer import FSQ
@@ -129,6 +131,53 @@ def test_random_crops_are_those_of_the_epochs_of_training(tokenizer, tmp_path):
     assert (TokenDataset(tmp_path)[4 * 3 + 2]["tokens"] == tokens).float().mean() > 0.99
 
 
+def write_pictures(folder, names):
+    folder.mkdir(exist_ok=True)
+    generator = np.random.default_rng(0)
+    for name in names:
+        Image.fromarray(generator.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(folder / name)
+
+
+def export_folder(tokenizer, root, out, views="train", num_views=2):
+    roots = {"val_root": str(root)} if views == "center" else {"root": str(root)}
+    data = ImageFolderData(**roots, image_size=16, num_workers=0)
+    work = Export(tokenizer, data, views, num_views, shard_size=10, identity={})
+    return export(work, out, batch_size=4)
+
+
+def test_no_other_picture_stands_in_for_one_that_cannot_be_read(tokenizer, tmp_path):
+    write_pictures(tmp_path / "pictures", [f"{number}.png" for number in range(6)])
+    (tmp_path / "pictures" / "2.png").write_bytes(b"nothing")
+    data = ImageFolderData(str(tmp_path / "pictures"), image_size=16, num_workers=0)
+    names = [data.train_dataset.source[number].key for number in range(len(data.train_dataset))]
+    assert "2.png" in names
+    manifest = export_folder(tokenizer, tmp_path / "pictures", tmp_path / "out")
+    dataset = TokenDataset(tmp_path / "out")
+    assert dataset.keys(0) == [name for name in names if name != "2.png"]
+    assert manifest.num_bad == 1
+    assert manifest.check["equal_tokens"] == 1
+
+
+def test_a_picture_that_was_read_for_one_view_only_is_an_error(tokenizer, tmp_path, monkeypatch):
+    write_pictures(tmp_path / "pictures", [f"{number}.png" for number in range(6)])
+    read = PictureDataset._read
+
+    def fail_once(self, epoch, index):
+        return BadSample("x", "empty", "") if (epoch, index) == (1, 1) else read(self, epoch, index)
+
+    monkeypatch.setattr(PictureDataset, "_read", fail_once)
+    with pytest.raises(OSError, match="some of its views only"):
+        export_folder(tokenizer, tmp_path / "pictures", tmp_path / "out")
+
+
+def test_a_folder_that_has_changed_since_is_not_continued(tokenizer, tmp_path):
+    write_pictures(tmp_path / "pictures", ["b.png", "c.png"])
+    export_folder(tokenizer, tmp_path / "pictures", tmp_path / "out", "center", 1)
+    write_pictures(tmp_path / "pictures", ["a.png"])
+    with pytest.raises(ValueError, match="may have changed"):
+        export_folder(tokenizer, tmp_path / "pictures", tmp_path / "out", "center", 1)
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_every_tar_file_becomes_a_file_of_its_pictures(tokenizer, tmp_path, num_workers):
     generator = np.random.default_rng(0)
@@ -150,6 +199,11 @@ def test_every_tar_file_becomes_a_file_of_its_pictures(tokenizer, tmp_path, num_
     assert names == [{f"{shard}{number}" for number in range(5)} for shard in range(2)]
     assert manifest.num_classes == 5
     assert manifest.check["equal_tokens"] == 1
+    # A file that sorts before those that are there would take the place of the first.
+    (tmp_path / "pictures-1.tar").rename(tmp_path / "pictures-2.tar")
+    data = WebDatasetData(shards=None, val_shards=str(tmp_path), image_size=16, num_workers=0)
+    with pytest.raises(ValueError, match="may have changed"):
+        export(Export(tokenizer, data, "flip", 1, 10, identity={}), tmp_path / "out", batch_size=4)
 
 
 @pytest.mark.parametrize(

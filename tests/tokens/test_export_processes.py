@@ -110,7 +110,14 @@ def test_an_export_goes_on_with_other_settings_of_loading(bundle, whole, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("setting", "message"), [({"layouts": "csv"}, "got 'csv'"), ({"batch_size": 0}, "batch_size must be at least 1")]
+    ("setting", "message"),
+    [
+        ({"layouts": "csv"}, "got 'csv'"),
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
+        ({"shard_size": "many"}, "shard_size must be an integer of at least 1, got 'many'"),
+        ({"size": 0.5}, "size must be an integer"),
+        ({"ten_crop_scale": 0.9}, "ten_crop_scale must be a number of at least 1, got 0.9"),
+    ],
 )
 def test_impossible_exports_are_refused_before_anything_is_loaded(tmp_path, setting, message):
     config = config_of(tmp_path / "nothing", tmp_path)

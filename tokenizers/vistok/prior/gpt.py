@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vistok.config import Configurable
 from vistok.layers import recompute
-from vistok.prior.layers import Block, Rotation, multiply, rotation
+from vistok.prior.layers import Block, Rotation, rotation
 
 FORMS = ("flat", "depth")
 
@@ -220,11 +220,9 @@ class GPT(Configurable, nn.Module):
         logits = self.head(self.norm(features)).float()
         return logits if self.num_parts == 1 else logits.masked_fill(~self._inside, -math.inf)
 
-    def part_logits(self, features: Float[Tensor, "b e"], part: int) -> Float[Tensor, "b k"]:
-        """Logits of the codes of one part, in float32."""
-        end = self.part_ends[part]
-        weight = self.head.weight[end - self.part_sizes[part] : end]
-        return multiply(self.norm(features), weight).float()
+    def part_heads(self) -> list[Float[Tensor, "k e"]]:
+        """Rows of the head for the codes of each part: their products with normalised features are its logits."""
+        return list(self.head.weight.split(self.part_sizes))
 
     def to_rows(self, tokens: Int[Tensor, "b length"]) -> Int[Tensor, "b positions parts"]:
         """Rows of the table of embeddings: tokens divided into factors, with the offset of each part."""

@@ -4,7 +4,7 @@ H. Touvron et al.: LLaMA: Open and Efficient Foundation Language Models, https:/
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +13,48 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 Rotation = tuple[Tensor, Tensor]
+# Keys and values of earlier tokens, both (b heads length c). Two tensors: a compiled step would copy a common one.
+Cache = tuple[Tensor, Tensor]
+Product = Callable[[Tensor, Tensor], Tensor]
 
-# Up to here the product from the left is the faster one: `benchmarks/sample.py` measures both.
-FEW_ROWS = 4
+# Up to here the float32 product from the left is the fastest one: `benchmarks/sample.py` measures them.
+FEW_ROWS = 2
+
+
+def multiply(x: Float[Tensor, "b e"], weight: Float[Tensor, "f e"]) -> Float[Tensor, "b f"]:
+    """``F.linear(x, weight)``, fast for one or two rows too.
+
+    A step of sampling is bound by reading its weights. On a CPU, the float32 product of few rows reads them at a
+    fraction of the memory's speed when the weights stand on the right, and up to three times as fast on the left.
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32 or len(x) > FEW_ROWS:
+        return F.linear(x, weight)
+    # Fast are two columns (one would be a product with a vector) whose rows are contiguous.
+    rows = x.contiguous() if len(x) > 1 else torch.cat([x, x])
+    return (weight @ rows.T).T[: len(x)]
+
+
+def product_with(weights: Sequence[Tensor], num_rows: int) -> Product:
+    """The fastest ``F.linear`` by given weights that a step of sampling can have.
+
+    On a CPU, oneDNN gets copies of the weights in an order of its own. Products of 3 to 32 rows then take about half of
+    the time of ``F.linear``, which has the weights as they are.
+
+    Args:
+        weights: All of one device and dtype.
+        num_rows: For which the order is chosen; products of other numbers of rows are equal, but slower.
+    """
+    if not weights or weights[0].device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return multiply
+    if weights[0].dtype == torch.bfloat16:
+        packs = num_rows > 1 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    else:
+        packs = num_rows > FEW_ROWS and weights[0].dtype == torch.float32
+    if not packs:
+        return multiply
+    # The operators that torch.compile puts in place of linear layers; there is no public name for them.
+    packed = {weight: torch.ops.mkldnn._reorder_linear_weight(weight, num_rows) for weight in weights}
+    return lambda x, weight: torch.ops.mkldnn._linear_pointwise(x, packed[weight], None, "none", [], "")
 
 
 @dataclass(frozen=True)
@@ -26,24 +65,13 @@ class Step:
         position: int64 ``(1,)``.
         visible: How much of the cache is looked at.
         mask: Of these, what may be seen, bool ``(1 visible)``; None: all.
+        multiply: ``F.linear`` of one row for each image.
     """
 
     position: Int[Tensor, " 1"]
     visible: int
     mask: Tensor | None = None
-
-
-def multiply(x: Float[Tensor, "b e"], weight: Float[Tensor, "f e"]) -> Float[Tensor, "b f"]:
-    """``F.linear(x, weight)``, fast for the few rows of sampling too.
-
-    A step of sampling is bound by reading its weights. On a CPU, the float32 product of few rows reads them at a
-    fraction of the memory's speed when the weights stand on the right, and up to three times as fast on the left.
-    """
-    if x.device.type != "cpu" or x.dtype != torch.float32 or len(x) > FEW_ROWS:
-        return F.linear(x, weight)
-    # Fast are two columns or more (one would be a product with a vector) whose rows are contiguous.
-    rows = x.contiguous() if len(x) > 1 else x.repeat(2, 1)
-    return (weight @ rows.T).T[: len(x)]
+    multiply: Product = multiply
 
 
 def rotation(grid: Sequence[int], channels: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
@@ -113,11 +141,11 @@ class Attention(nn.Module):
         self,
         x: Float[Tensor, "b e"],
         rotation: Rotation | None,
-        cache: Float[Tensor, "2 b heads length c"],
+        cache: Cache,
         step: Step,
     ) -> Float[Tensor, "b e"]:
         """One new token attends to itself and to those in the cache of keys and values, which it joins."""
-        qkv = multiply(x, self.qkv.weight).view(len(x), 3, self.num_heads, 1, -1).transpose(0, 1)
+        qkv = step.multiply(x, self.qkv.weight).view(len(x), 3, self.num_heads, 1, -1).transpose(0, 1)
         qk, v = qkv[:2], qkv[2]
         q, k = qk if rotation is None else rotate(qk, rotation)
         keys, values = cache
@@ -125,7 +153,7 @@ class Attention(nn.Module):
         values.index_copy_(2, step.position, v)
         keys, values = keys[:, :, : step.visible], values[:, :, : step.visible]
         attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=step.mask)
-        return multiply(attended.flatten(1), self.out.weight)
+        return step.multiply(attended.flatten(1), self.out.weight)
 
 
 class SwiGLU(nn.Module):
@@ -146,7 +174,7 @@ class SwiGLU(nn.Module):
         gate, up = self.gate_and_up(x).chunk(2, -1)
         return self.down(F.silu(gate) * up)
 
-    def step(self, x: Float[Tensor, "b e"]) -> Float[Tensor, "b e"]:
+    def step(self, x: Float[Tensor, "b e"], multiply: Product) -> Float[Tensor, "b e"]:
         """The same of one new token."""
         gate, up = multiply(x, self.gate_and_up.weight).chunk(2, -1)
         return multiply(F.silu(gate) * up, self.down.weight)
@@ -178,9 +206,9 @@ class Block(nn.Module):
         self,
         x: Float[Tensor, "b e"],
         rotation: Rotation | None,
-        cache: Float[Tensor, "2 b heads length c"],
+        cache: Cache,
         step: Step,
     ) -> Float[Tensor, "b e"]:
         """The same of one new token, in evaluation mode; see `Attention.step`."""
         x = x + self.attention.step(self.attention_norm(x), rotation, cache, step)
-        return x + self.mlp.step(self.mlp_norm(x))
+        return x + self.mlp.step(self.mlp_norm(x), step.multiply)

@@ -24,6 +24,7 @@ from vistok.prior.fid import SAMPLES_FILE, fid, read_pictures, read_samples
 from vistok.prior.gpt import GPT
 from vistok.prior.sampling import Sampling, generate
 from vistok.tokenizer import Tokenizer
+from vistok.tokens.export import check_counts
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +53,9 @@ def sample_from_config(config: Any) -> dict[str, Tensor]:
         raise ValueError("samples= are there already, they are only measured: set fid=true")
     if config.fid_reference is not None and not config.fid:
         raise ValueError("fid_reference has no effect without fid=true")
-    if min(config.num_images, config.batch_size) < 1:
-        raise ValueError(
-            f"num_images and batch_size must be at least 1, got {config.num_images} and {config.batch_size}"
-        )
+    check_counts(config, "num_images", "batch_size", "columns")
+    if not isinstance(config.seed, int):
+        raise ValueError(f"seed must be an integer, got {config.seed!r}")
     folder = Path(config.out).expanduser()
     for name in (METRICS_FILE,) if config.generator is None else (SAMPLES_FILE, METRICS_FILE):
         if (folder / name).exists():
@@ -85,15 +85,17 @@ def draw(config: Any, folder: Path, device: torch.device) -> dict[str, Tensor]:
     labels = choose_labels(config.classes, config.num_images, prior)
     generator = torch.Generator(device).manual_seed(config.seed)
     started = time.perf_counter()
-    parts = []
+    samples: dict[str, Tensor] = {}
     for start in range(0, config.num_images, config.batch_size):
         count = min(config.batch_size, config.num_images - start)
         given: Any = {"num_images": count} if labels is None else {"labels": labels[start : start + count].to(device)}
         tokens = generate(prior, sampling=sampling, compile=config.compile, generator=generator, **given)
-        parts.append({"tokens": tokens.cpu(), "images": decode(tokenizer, tokens, meaning["size"]).cpu()})
+        for name, values in (("tokens", tokens), ("images", decode(tokenizer, tokens, meaning["size"]))):
+            # Room for all at once: batches that are joined at the end would be there twice.
+            samples.setdefault(name, torch.empty(config.num_images, *values.shape[1:], dtype=values.dtype))
+            samples[name][start : start + count] = values
         log.info("%d of %d images", start + count, config.num_images)
     seconds = time.perf_counter() - started
-    samples = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     if labels is not None:
         samples["labels"] = labels
     folder.mkdir(parents=True, exist_ok=True)

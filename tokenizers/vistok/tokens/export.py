@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from torchvision.utils import make_grid
 
 from vistok.config import config_of
 from vistok.data import BadSample, DataModule, WebDatasetData, to_model_range, to_uint8
+from vistok.data.bad_samples import BadSampleLog
 from vistok.data.collate import Batch, Sample
 from vistok.evaluation.run import pick_device
 from vistok.hub.bundle import WEIGHTS_FILE, find_bundle, load
@@ -79,7 +81,10 @@ class Share(Dataset):
         return len(self.items)
 
     def __getitem__(self, item: tuple[int, int]) -> Sample | BadSample:
-        return self.dataset[self.items[item[1]]]
+        sample = self.dataset[self.items[item[1]]]
+        # Training puts another picture in the place of one that it cannot read, which would be exported twice.
+        replaced = () if isinstance(sample, BadSample) else sample.get("bad", ())
+        return replaced[0] if replaced else sample
 
 
 @dataclass(frozen=True)
@@ -137,10 +142,15 @@ class Export:
         """Names of the views of a picture."""
         return VIEWS.get(self.views) or tuple(f"train{number}" for number in range(self.num_views))
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of everything that decides which tokens are in which file."""
-        described = [asdict(self.layout), self.view_names, self.shard_size, self.identity]
+        if isinstance(self.data, WebDatasetData):
+            shards = [Path(shard) for shard in self.data.val_shards]
+            pictures: Any = [(path.name, path.stat().st_size if path.is_file() else None) for path in shards]
+        else:
+            pictures = getattr(getattr(self._dataset, "source", None), "fingerprint", len(self._dataset))
+        described = [asdict(self.layout), self.view_names, self.shard_size, self.identity, pictures]
         return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
     def file(self, number: int) -> str:
@@ -212,12 +222,19 @@ class Export:
 
         Raises:
             ValueError: If only some of its pictures have labels.
+            OSError: If a picture could be read for some of its views only.
         """
         tokens, labels, keys, bad = [], [], [], []
+        bad_log = BadSampleLog()
         device = next(self.tokenizer.parameters()).device
         dtype = smallest_dtype(self.tokenizer.vocab_size)
         for batch in self.batches(number, batch_size):
-            bad += [[sample.key, sample.kind] for sample in batch["bad"]]
+            for start in range(0, len(batch["bad"]), self.num_views):
+                views = batch["bad"][start : start + self.num_views]
+                if [sample.key for sample in views] != [views[0].key] * self.num_views:
+                    raise OSError(f"{views[0].key} could be read for some of its views only: run the export again")
+                bad.append([views[0].key, views[0].kind])
+            bad_log.add(batch["bad"])
             if not len(batch["images"]):
                 continue
             tokens.append(self.encode(batch, batch_size, device).to(dtype).cpu())
@@ -254,7 +271,8 @@ class Export:
             return False
         if read_metadata(path).get("fingerprint") != self.fingerprint:
             raise ValueError(
-                f"{path} has tokens of another tokenizer, other pictures or other views: choose another out="
+                f"{path} has tokens of another tokenizer, other views or other pictures (the data may have changed "
+                "since): choose another out=, or delete it to begin anew"
             )
         return True
 
@@ -373,17 +391,27 @@ def check_sample(work: Export, folder: Path) -> dict[str, float]:
     return check
 
 
+def check_counts(config: Any, *names: str) -> None:
+    """Raise a ValueError if a setting is not an integer of at least 1."""
+    for name in names:
+        value = config[name]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
 def export_from_config(config: Any) -> Manifest | None:
     """Export as ``configs/export_tokens.yaml`` says; several processes under ``torchrun`` share the work.
 
     Raises:
         ValueError: If the config asks for something impossible.
     """
-    layouts = [config.layouts] if isinstance(config.layouts, str) else list(config.layouts)
+    layouts = [config.layouts] if isinstance(config.layouts, str) else list(config.layouts or [])
     for layout in layouts:
         check_layout(layout)
-    if config.batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {config.batch_size}")
+    check_counts(config, "batch_size", "num_views", "shard_size", *(["size"] if config.size is not None else []))
+    scale = config.ten_crop_scale
+    if not isinstance(scale, int | float) or scale < 1:
+        raise ValueError(f"ten_crop_scale must be a number of at least 1, got {scale!r}")
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = pick_device(config.device)
     if config.device == "auto" and device.type == "cuda":
