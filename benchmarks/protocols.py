@@ -106,6 +106,7 @@ def image_rules(rules: Protocol) -> Protocol:
     return Protocol(
         name="",
         rounding=rules.rounding,
+        feature_rounding=rules.feature_rounding,
         ssim_window=rules.ssim_window,
         ssim_data_range=rules.ssim_data_range,
         lpips=rules.lpips,

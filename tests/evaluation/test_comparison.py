@@ -46,6 +46,26 @@ def test_the_page_says_that_a_function_has_no_indices(folder):
     assert "utilisation" in page
 
 
+@pytest.mark.parametrize("name", ["comparison.md", "comparison.html"])
+def test_the_comparison_carries_its_notes_and_its_protocol(name, tmp_path):
+    options = {"protocol": PROTOCOL, "lpips": None, "rfid": False, "examples": 0}
+    batches = make_batches(3)
+    evaluations = {
+        "light": evaluate(lambda images: (images + 1) / 2, batches, **options),
+        "same": evaluate(lambda images: images, batches, **options),
+    }
+    page = (write_comparison(evaluations, tmp_path, "command") / name).read_text(encoding="utf-8")
+    assert "light: psnr is of reconstructions from 0" in page
+    assert "synthetic" in page
+    assert "rounded to 8 bits before every metric" in page
+
+
+def test_a_reason_that_several_models_share_is_given_once(folder):
+    page = (folder / "comparison.html").read_text(encoding="utf-8")
+    assert page.count("no ms_ssim: needs sides") == 1
+    assert "<th>&lt;ours&gt;, theirs</th>" in page
+
+
 def test_metrics_are_by_name(folder):
     metrics = json.loads((folder / "comparison.json").read_text())
     assert metrics["theirs"]["psnr"] > metrics["<ours>"]["psnr"]
@@ -105,6 +125,35 @@ def test_a_bundle_alone_has_its_report_in_the_folder_itself(functions, tmp_path)
 def test_what_names_no_model_is_refused(overrides, tmp_path):
     with pytest.raises(ValueError, match=r"models=\["):
         evaluate_models(config(*overrides), tmp_path, "command")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rfid=maybe", "rfid must be true or false, got 'maybe'"),
+        ("references=2", "references must be true or false, got 2"),
+        ("examples=abc", "examples must be a whole number, got 'abc'"),
+        ("examples=true", "examples must be a whole number, got True"),
+        ("cache_gib=much", "cache_gib must be a number, got 'much'"),
+        ("distances=fid", r"distances are rfid, .*; got \['fid'\]"),
+    ],
+)
+def test_a_setting_of_another_kind_is_refused_by_name(override, message, functions, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        evaluate_models(config("bundle=two_functions:same", override), tmp_path, "command")
+
+
+def test_one_distance_needs_no_list(functions, tmp_path):
+    settings = config("bundle=two_functions:same", "distances=kid", f"weights={tmp_path}")
+    evaluate_models(settings, tmp_path / "out", "command")
+    missing = json.loads((tmp_path / "out" / "metrics.json").read_text())["missing"]
+    assert "there is no file" in missing["kid"]
+    assert missing["sfid"] == "switched off"
+
+
+def test_one_model_can_have_a_name_too(functions, tmp_path):
+    evaluate_models(config("bundle={function:'two_functions:same',name:mine}"), tmp_path / "out", "command")
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["title"] == "mine"
 
 
 def test_a_wrong_model_is_refused_before_anything_is_measured(functions, tmp_path):

@@ -213,8 +213,11 @@ def test_references_can_be_left_out(tokenizer, batches):
 
 def test_evaluation_does_not_train(tokenizer, batches):
     tokenizer.train()
+    tokenizer.encoder.eval()
     run(tokenizer, batches)
     assert tokenizer.training
+    assert tokenizer.decoder.training
+    assert not tokenizer.encoder.training
 
 
 @pytest.mark.parametrize("metric", ["lpips", "rfid", "kid", "sfid", "fdd", "cmmd"])

@@ -1,8 +1,11 @@
 """What ``models=[...]`` takes: tokenizers, autoencoders of diffusers and functions, and what it refuses."""
 
+import sys
+
 import pytest
 import torch
 from patch_tokenizer import PROTOCOL, make_batches
+from safetensors.torch import load_file, save_file
 
 import vistok
 from vistok.decoder import CNNDecoder
@@ -31,7 +34,7 @@ def module(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     yield "third_party"
-    __import__("sys").modules.pop("third_party", None)
+    sys.modules.pop("third_party", None)
 
 
 def run(model, batches):
@@ -54,6 +57,30 @@ def test_a_function_is_found_in_the_working_folder(entry, module):
     [model] = open_models([entry])
     assert model.name == "darker"
     assert model.model(torch.ones(1)).item() == pytest.approx(0.8)
+
+
+def test_what_a_function_imports_when_it_is_called_is_found_too(module, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.path", [*sys.path])
+    (tmp_path / "first_of_all.py").write_text("factor = 0.5\n")
+    # Scripts of research code put their own folder first.
+    (tmp_path / "lazy_party.py").write_text(
+        "import sys\n\nsys.path.insert(0, '/its/own')\n\n"
+        "def half(images):\n    import first_of_all\n\n    return first_of_all.factor * images\n"
+    )
+    [model] = open_models(["lazy_party:half"])
+    assert sys.path[0] == "/its/own"
+    assert str(tmp_path) not in sys.path[:-1]
+    assert model.model(torch.ones(1)).item() == 0.5
+    for name in ("lazy_party", "first_of_all"):
+        sys.modules.pop(name)
+
+
+def test_a_repository_of_the_hub_keeps_its_revision_and_its_name(bundle, monkeypatch):
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **given: asked.append(given) or str(bundle))
+    [model] = open_models([{"load": "owner/tokenizer", "revision": "v1"}])
+    assert model.name == "tokenizer"
+    assert [given["revision"] for given in asked] == ["v1"]
 
 
 def test_a_function_has_image_metrics_and_says_that_it_has_no_indices(module, batches):
@@ -107,6 +134,33 @@ def test_an_autoencoder_of_diffusers_is_measured_as_its_own_code_runs_it(tmp_pat
         assert torch.equal(model.model(images), network.decode(network.encode(images).latent_dist.mode()).sample)
     assert model.name == "vae"
     assert "psnr" in run(model.model, make_batches(2)).metrics
+    half = {"diffusers": "AutoencoderKL", "path": str(tmp_path), "subfolder": "vae", "torch_dtype": "bfloat16"}
+    evaluation = run(open_models([half | {"name": "half"}])[0].model, make_batches(2))
+    assert evaluation.protocol["precision"] == "tokenizer bfloat16; metrics float32"
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"foo": 1}, "foo has no effect on AutoencoderKL"),
+        ({"subfolder": "vae"}, "there is no folder .*vae"),
+        ({"torch_dtype": "half precision"}, "torch_dtype must be float32"),
+        ({"diffusers": "VQModel"}, "holds no VQModel of diffusers"),
+        ({"path": "lacking"}, "lacks 1 weights, as decoder.conv_in.bias"),
+        ({"path": "empty"}, "config.json"),
+    ],
+)
+def test_an_autoencoder_that_is_not_what_was_asked_for_is_refused(entry, message, tmp_path, monkeypatch):
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    network = diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4)
+    for folder in ("whole", "lacking"):
+        network.save_pretrained(tmp_path / folder)
+    file = tmp_path / "lacking" / "diffusion_pytorch_model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(file).items() if name != "decoder.conv_in.bias"}, file)
+    with pytest.raises((ValueError, OSError), match=message):
+        open_models([{"diffusers": "AutoencoderKL", "path": "whole"} | entry])
 
 
 @pytest.mark.parametrize(
@@ -133,6 +187,12 @@ def test_what_cannot_be_loaded_is_refused_with_what_to_write(entry, message, mod
         pytest.importorskip("diffusers", reason="diffusers is not installed")
     with pytest.raises((ValueError, OSError), match=message):
         open_models([entry])
+
+
+def test_a_library_that_is_not_installed_is_told_how_to_get(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(ValueError, match="pip install diffusers"):
+        open_models([{"diffusers": "AutoencoderKL", "path": str(tmp_path)}])
 
 
 def test_two_models_of_one_name_are_refused(bundle):

@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from patch_tokenizer import make_batches, make_tokenizer
+from PIL import Image
 
-from vistok.evaluation.probe import Labelled, collect, probe, split
+from vistok.cli.hydra_app import configs_folder
+from vistok.evaluation.models import NamedModel
+from vistok.evaluation.probe import Labelled, collect, probe, probe_bundle, relabel, split
 
 
 def coloured(count=24):
@@ -43,6 +47,42 @@ def test_a_split_has_every_picture_once_whatever_their_order():
     order = torch.randperm(24)
     shuffled = Labelled(pictures.rows[order], pictures.labels[order], [pictures.keys[number] for number in order])
     assert set(split(shuffled, 0.3)[1].keys) == set(tested.keys)
+
+
+def test_labels_of_two_sets_are_compared_by_the_names_of_their_classes():
+    tested = Labelled(torch.zeros(3, 1), torch.tensor([0, 1, 0]), ["a", "b", "c"])
+    assert relabel(tested, ["cat", "emu"], ["cat", "dog", "emu"]).labels.tolist() == [0, 2, 0]
+    assert relabel(tested, [], ["cat", "dog"]).labels.tolist() == [0, 1, 0]
+    with pytest.raises(ValueError, match=r"classes elk are tested on .* fitted on, cat, dog"):
+        relabel(tested, ["cat", "elk"], ["cat", "dog"])
+
+
+def paint(folder, **classes):
+    """A folder of pictures of one colour each; the last one of each class is no picture."""
+    for name, value in classes.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(8):
+            Image.new("RGB", (8, 8), (value + number,) * 3).save(folder / name / f"{number}.png")
+        (folder / name / "broken.png").write_bytes(b"no picture")
+
+
+def test_a_probe_of_two_folders_knows_their_classes_and_lists_what_was_unreadable(tmp_path, monkeypatch):
+    paint(tmp_path / "fit", bright=220, dark=10, middle=120)
+    paint(tmp_path / "test", dark=10, middle=120)
+    monkeypatch.setattr("vistok.evaluation.probe.open_models", lambda _: [NamedModel("patch", make_tokenizer())])
+    overrides = ["bundle=patch", f"data.val_root={tmp_path}/test", f"fit.val_root={tmp_path}/fit"]
+    overrides += [f"{data}.{setting}" for data in ("data", "fit") for setting in ("image_size=8", "num_workers=0")]
+    overrides += ["data@fit=image_folder", "neighbours=1", "device=cpu"]
+    with initialize_config_dir(str(configs_folder()), version_base="1.3"):
+        config = compose("probe", overrides=overrides)
+    accuracies = probe_bundle(config, tmp_path, "command")
+    assert accuracies["linear"] == 1.0
+    for folder in (tmp_path, tmp_path / "fit"):
+        assert "broken.png" in (folder / "bad_samples.csv").read_text()
+    config.neighbours = "many"
+    (tmp_path / "probe.json").unlink()
+    with pytest.raises(ValueError, match="neighbours must be a whole number, got 'many'"):
+        probe_bundle(config, tmp_path, "command")
 
 
 def test_pictures_without_labels_are_refused():

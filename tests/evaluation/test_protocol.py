@@ -12,6 +12,7 @@ from patch_tokenizer import PROTOCOL, make_batches, make_tokenizer
 
 from vistok.evaluation import Protocol, evaluate
 from vistok.evaluation.run import data_settings
+from vistok.loss.lpips import LPIPS
 from vistok.metric import Features, ssim
 from vistok.metric.image import to_pixels
 
@@ -95,6 +96,36 @@ def test_the_networks_see_what_the_protocol_rounds(monkeypatch):
     assert torch.equal(seen[1], to_pixels(images))
 
 
+def test_lpips_sees_what_the_networks_see_and_not_what_psnr_sees(monkeypatch):
+    seen = []
+
+    class Recorder(LPIPS):
+        min_side, protocol = 1, {}
+
+        def __init__(self):
+            torch.nn.Module.__init__(self)
+
+        def to(self, device):
+            return self
+
+        def forward(self, reconstructions, originals):
+            seen.append(reconstructions)
+            return reconstructions.new_zeros(len(reconstructions))
+
+    monkeypatch.setattr("vistok.evaluation.measures.LPIPS", lambda net, weights: Recorder())
+    rules = read(Path("configs/protocol/seed_voken.yaml"))
+    tokenizer, batches = make_tokenizer(), make_batches(2)
+    evaluate(tokenizer, batches, protocol=PROTOCOL, rules=rules, rfid=False)
+    whole = [to_pixels(images, "none") for images in seen]
+    assert whole[0] == pytest.approx(to_pixels(tokenizer(batches[0]["images"]).images, "none"), abs=1e-3)
+    assert (whole[0] - whole[0].round()).abs().max() > 0.1
+
+
+def test_vqgan_is_scored_on_pictures_cut_off_to_8_bits():
+    taming = read(Path("configs/protocol/taming.yaml"))
+    assert (taming.rounding, taming.feature_rounding) == ("truncate", "truncate")
+
+
 def test_several_networks_of_lpips_have_a_name_each(tmp_path):
     missing = run(rules=Protocol(lpips=["alex", "vgg"]), weights=tmp_path).missing
     assert {"lpips_alex", "lpips_vgg"} <= set(missing)
@@ -121,9 +152,9 @@ def test_an_impossible_protocol_is_refused(options, message):
 
 
 def test_equal_scoring_is_told_from_equal_preparation():
-    taming, titok = (read(Path(f"configs/protocol/{name}.yaml")) for name in ("taming", "titok"))
-    assert taming != titok
-    assert taming.features() == titok.features()
+    var, titok = (read(Path(f"configs/protocol/{name}.yaml")) for name in ("var", "titok"))
+    assert var != titok
+    assert var.features() == titok.features()
     assert Protocol().features() != Protocol(extractor_resize="torch").features()
 
 
@@ -132,6 +163,13 @@ def test_a_protocol_sets_the_data_where_it_can_and_warns_where_not(caplog):
     with caplog.at_level(logging.WARNING):
         assert data_settings(rules, {"resize_filter": "bicubic"}) == {"resize_filter": "lanczos"}
     assert "protocol x wants resize_mode=adm" in caplog.text
+
+
+def test_a_protocol_that_replaces_a_setting_of_the_data_says_so(caplog):
+    rules = Protocol(name="x", data={"resize_filter": "lanczos"})
+    with caplog.at_level(logging.INFO):
+        data_settings(rules, {"resize_filter": "bicubic"})
+    assert "protocol x sets data.resize_filter=lanczos, in place of bicubic" in caplog.text
 
 
 def test_an_unknown_distance_is_refused():

@@ -70,5 +70,19 @@ def test_narrow_terminals_lose_no_digits(width):
     assert "21.52" in text
 
 
+def test_every_distance_that_was_measured_is_shown():
+    distances = {"sfid": 7.0, "kid": 0.0125, "precision": 0.5, "recall": 0.25, "inception_score": 9.0}
+    text = printed(make(psnr=21.0, ms_ssim=0.75, **distances, fdd=300.0, cmmd=0.5), width=200)
+    assert {"0.7500", "7.00", "0.01250", "50.0%", "25.0%", "9.0", "300.0", "0.500"} <= set(line(text, "tokenizer"))
+
+
+def test_what_does_not_fit_has_a_line_per_metric_and_no_number_in_two():
+    metrics = {"psnr": 21.517, "rfid": 9.5, "kid": 0.0125, "precision": 0.5, "recall": 0.25, "perplexity": 12_345.0}
+    metrics |= {"ssim": 0.75, "sfid": 7.0, "inception_score": 9.0, "fdd": 300.0, "cmmd": 0.5, "utilisation": 0.5}
+    text = printed({f"runs/a-long-name-{number}": make(**metrics) for number in range(2)})
+    assert line(text, "PSNR") == ["PSNR", "dB", "21.52", "21.52", "20.19"]
+    assert line(text, "perplexity") == ["perplexity", "12,345.0", "12,345.0", "-"]
+
+
 def test_a_name_is_never_read_as_markup():
     assert "[red]x[/red]" in printed({"[red]x[/red]": make(psnr=1.0)})

@@ -185,6 +185,16 @@ def test_a_reference_takes_the_place_of_the_originals(tmp_path):
     assert measured(["rfid"], images, reference=tmp_path / "training.npz")["rfid"] == pytest.approx(expected, rel=1e-4)
 
 
+def test_the_protocol_says_which_distances_a_reference_is_for(tmp_path):
+    np.savez(tmp_path / "training.npz", mu=np.zeros(4), sigma=np.eye(4))
+
+    def reference(*names):
+        return FeatureDistances(Extractor(), names, tmp_path / "training.npz").protocol["reference"]
+
+    assert reference("rfid") == "statistics of training.npz"
+    assert reference("rfid", "kid").startswith("statistics of training.npz for rfid; for kid the originals")
+
+
 def test_a_reference_of_another_network_is_refused(tmp_path):
     np.savez(tmp_path / "x.npz", mu=np.zeros(3), sigma=np.eye(3))
     with pytest.raises(ValueError, match="has 3 features, the network 6"):

@@ -119,9 +119,17 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr("vistok.metric.feature_cache.save_file", fail)
-    with pytest.raises(OSError, match="disk full"):
-        FeatureCache(tmp_path)(Extractor(), pixels())
+    FeatureCache(tmp_path)(Extractor(), pixels())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_to_costs_one_warning_and_no_numbers(tmp_path, caplog):
+    (tmp_path / "file").touch()
+    ours, originals = pixels(), pixels()
+    cache = FeatureCache(tmp_path / "file" / "folder")
+    assert measured(cache, ours, originals) == measured(None, ours, originals)
+    assert (cache.misses, cache.unkept) == (8, 8)
+    assert caplog.text.count("cannot be kept") == 1
 
 
 def test_a_network_without_a_hash_of_its_weights_is_refused(tmp_path):

@@ -17,7 +17,7 @@ class CompareRuns(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Read every ``metrics.json`` below the sweep folder."""
         folder = Path(config.hydra.sweep.dir)
-        paths = sorted(folder.glob("*/metrics.json"), key=lambda path: int(path.parent.name.split("_")[0]))
+        paths = sorted(folder.glob("*/metrics.json"), key=_in_order)
         if not paths:
             return
         from vistok.evaluation.result import read_evaluation
@@ -45,9 +45,16 @@ def main() -> None:
     print_table(dict(zip(names_of(paths), evaluations, strict=True)))
 
 
+def _in_order(path: Path) -> tuple[int, str]:
+    """By the number that Hydra calls a job's folder, or by the name a user gave it."""
+    name = path.parent.name
+    number = name.split("_")[0]
+    return (int(number) if number.isdecimal() else sys.maxsize, name)
+
+
 def names_of(paths: list[Path]) -> list[str]:
-    """A name for each path: what differs between the folders of the evaluations."""
-    folders = [path.parent if path.suffix == ".json" else path for path in map(Path.resolve, paths)]
+    """A name for each path: what differs between the folders of the evaluations, or renamed files."""
+    folders = [path.parent if path.name == "metrics.json" else path for path in map(Path.resolve, paths)]
     if len(set(folders)) == 1:
         return [folder.name for folder in folders]
     common = os.path.commonpath(folders)

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vistok.evaluation.html import comparison_page
-from vistok.evaluation.report import markdown_table, write_text
+from vistok.evaluation.report import markdown_table, text_of, write_text
 from vistok.evaluation.result import Evaluation
-from vistok.evaluation.table import differences, rows, without_empty_columns
+from vistok.evaluation.table import differences, notes, rows, shared_protocol, without_empty_columns
 
 
 def write_comparison(
@@ -32,10 +32,12 @@ def write_comparison(
     metrics = {name: evaluation.to_json()["metrics"] for name, evaluation in evaluations.items()}
     write_text(folder / "comparison.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     lines = ["# Comparison", "", *markdown_table(*without_empty_columns(rows(evaluations)))]
-    if warning := differences(evaluations):
-        lines += ["", warning]
+    for note in (*notes(evaluations), differences(evaluations)):
+        lines += ["", note] if note else []
     if failed:
         lines += ["", "## Not measured", "", *markdown_table(["", ""], list(failed.items()))]
+    protocol = {name: text_of(value) for name, value in shared_protocol(evaluations).items()}
+    lines += ["", "## Protocol", "", *markdown_table(["", ""], list(protocol.items()))]
     lines += ["", "## Reproduce", "", *(f"    {line}" for line in command.split("\n")), ""]
     write_text(folder / "comparison.md", "\n".join(lines))
     write_text(folder / "comparison.html", comparison_page(evaluations, command, failed or {}))

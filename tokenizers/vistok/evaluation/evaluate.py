@@ -56,7 +56,7 @@ def evaluate(
     rules: Protocol = RECOMMENDED,
     lpips: str | Sequence[str] | None = "protocol",
     rfid: bool = True,
-    distances: Sequence[str] | None = (),
+    distances: str | Sequence[str] | None = (),
     fdd: str | None = None,
     cmmd: str | None = None,
     fvd: str | None = I3D_FILE,
@@ -76,7 +76,7 @@ def evaluate(
 
     Args:
         model: A tokenizer, or any function from images ``(b c H W)`` in [-1, 1] to images, whose codes and rates are
-            then not measured. A module is evaluated in evaluation mode; its mode is restored.
+            then not measured. A module is evaluated in evaluation mode; the modes of its parts are restored.
         batches: Dicts with ``images`` float ``(b c H W)``, or videos ``(b c T H W)`` whose frames are measured as
             images, in [-1, 1], all of one size, and if known ``keys`` (one name per image or video) and ``bad`` (one
             entry per sample the source could not read).
@@ -86,7 +86,7 @@ def evaluate(
         lpips: ``vgg``, ``alex``, several of them, or None for no LPIPS; ``protocol``: those of the rules.
         rfid: Whether to compute rFID.
         distances: What else to compute on Inception's features: ``sfid``, ``kid``, ``precision_recall``,
-            ``inception_score``; None: all of them if rFID is computed, none otherwise.
+            ``inception_score``, one or several; None: all of them if rFID is computed, none otherwise.
         fdd: Model of timm whose features FDD compares, such as ``vit_large_patch14_dinov2.lvd142m``.
         cmmd: CLIP of timm for CMMD, such as ``vit_large_patch14_clip_quickgelu_336.openai``.
         fvd: Of videos: file of the network of FVD, a path or a name in the folder of weights; None: no FVD.
@@ -107,6 +107,7 @@ def evaluate(
     check_protocol(protocol)
     if distances is None:
         distances = INCEPTION_DISTANCES if rfid else ()
+    distances = [distances] if isinstance(distances, str) else distances
     if unknown := [name for name in distances if name not in INCEPTION_DISTANCES]:
         raise ValueError(f"distances are {', '.join(INCEPTION_DISTANCES)}; got {unknown}")
     if examples < 0:
@@ -116,7 +117,7 @@ def evaluate(
     wanted = {name for name in distances if name != "rfid"} | ({"rfid"} if rfid else set())
     device = torch.device(device) if device is not None else device_of(model)
     module = model if isinstance(model, nn.Module) else nn.Identity()
-    was_training = module.training
+    modes = {part: part.training for part in module.modules()}
     module.to(device).eval()
     try:
         options = {"rules": rules, "distances": wanted, "fdd": fdd, "cmmd": cmmd, "fvd": fvd}
@@ -127,7 +128,9 @@ def evaluate(
             run.update(batch)
         return run.result(protocol, train_usage or {})
     finally:
-        module.train(was_training)
+        # Not `train`, which would set a part to training that its owner keeps in evaluation mode.
+        for part, training in modes.items():
+            part.training = training
 
 
 class _Run:

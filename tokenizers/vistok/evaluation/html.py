@@ -12,7 +12,7 @@ from vistok.evaluation.html_parts import plot, table
 from vistok.evaluation.pictures import ERROR_GAIN, data_uri, error_map, to_rgb, worst_window
 from vistok.evaluation.plots import draw_comparison, draw_psnr, draw_rates
 from vistok.evaluation.result import Evaluation, Example
-from vistok.evaluation.table import differences, number, rows, without_empty_columns
+from vistok.evaluation.table import differences, missing, notes, number, rows, shared_protocol, without_empty_columns
 
 # Pictures with a shorter side are enlarged by a whole number, without smoothing.
 PICTURE_SIDE = 128
@@ -59,7 +59,7 @@ body {
 h1 { font-size: 26px; margin: 0 0 4px; overflow-wrap: anywhere; }
 h2 { font-size: 18px; margin: 36px 0 10px; border-bottom: 1px solid var(--line); padding-bottom: 4px; }
 p, figcaption, .soft { color: var(--soft); margin: 4px 0 10px; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(118px, 1fr)); gap: 10px; margin: 18px 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(138px, 1fr)); gap: 10px; margin: 18px 0; }
 .tile { background: var(--tile); border-radius: 8px; padding: 10px 12px; }
 .tile b { display: block; font-size: 21px; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .tile span { color: var(--soft); font-size: 12.5px; }
@@ -129,23 +129,19 @@ def comparison_page(evaluations: Mapping[str, Evaluation], command: str, failed:
         command: Command line that reproduces the numbers.
         failed: Models that could not be measured, and why.
     """
-    names = ", ".join(evaluations)
     plots = ""
     if any("coded_bits_per_pixel" in evaluation.metrics for evaluation in evaluations.values()):
         plots = plot("PSNR against rate", partial(draw_comparison, evaluations=evaluations), (12.0, 3.2), wide=True)
     reasons = [(name, f"nothing: {reason}") for name, reason in failed.items()]
-    reasons += [
-        (name, f"no {', '.join(metrics)}: {reason}")
-        for name, evaluation in evaluations.items()
-        for reason, metrics in evaluation.missing_by_reason().items()
-    ]
+    reasons += [(", ".join(names), reason) for reason, names in missing(evaluations).items()]
     parts = [
-        f"<h1>Comparison</h1><p>{escape(names)}</p>",
+        f"<h1>Comparison</h1><p>{escape(', '.join(evaluations))}</p>",
         table(*without_empty_columns(rows(evaluations)), first=True),
-        f"<p>{escape(differences(evaluations))}</p>",
+        "".join(f"<p>{escape(note)}</p>" for note in (*notes(evaluations), differences(evaluations)) if note),
         f'<div class="plots">{plots}</div>' if plots else "",
         _side_by_side(evaluations),
         _pairs("Not measured", reasons),
+        _pairs("Protocol", [(name, _text(value)) for name, value in shared_protocol(evaluations).items()]),
         f"<h2>Reproduce</h2><pre>{escape(command)}</pre>",
     ]
     return _document("Comparison", parts)

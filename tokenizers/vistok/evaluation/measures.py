@@ -146,7 +146,7 @@ class ImageMeasures:
             if min(self._shape[1:]) < network.min_side:
                 self.missing[name] = _too_small(network.min_side, self._shape[1:])
                 continue
-            self._measures[name] = partial(_on_pixels, network, self.rules.rounding)
+            self._measures[name] = partial(_on_pixels, network, self.rules.feature_rounding)
             self.protocol[name] = network.protocol
 
     def _add_distances(self, key: str, make: Callable[[], Any], names: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """What can be evaluated: tokenizers of vistok, autoencoders of diffusers, and any function from images to images."""
 
 import importlib
-import sys
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from vistok.config import import_from_here
 from vistok.hub import load
-from vistok.hub.bundle import find_bundle
 from vistok.hub.importers import FAMILIES
 from vistok.tokenizer import Tokenizer
 
@@ -36,31 +36,47 @@ class DiffusersAutoencoder(nn.Module):
     Args:
         kind: Name of the class, such as ``AutoencoderKL``, ``AutoencoderTiny`` or ``VQModel``.
         path: Local folder of ``config.json`` and safetensors; nothing is downloaded or unpickled.
-        **options: Further arguments of its ``from_pretrained``, such as ``subfolder``.
+        subfolder: The folder of the autoencoder in that of a pipeline, such as ``vae``.
+        torch_dtype: What it computes in, ``float32`` or ``bfloat16``, for example.
+        **options: Further arguments of its ``from_pretrained``: ``variant``, or entries of its config.
 
     Raises:
-        ImportError: If diffusers is not installed.
-        ValueError: If it has no such class.
+        ValueError: If diffusers is not installed or has no such class, an option has no effect, or the files lack
+            weights of this class.
         OSError: If the folder does not hold such a model.
     """
 
-    def __init__(self, kind: str, path: str | Path, **options: Any) -> None:
+    def __init__(
+        self, kind: str, path: str | Path, subfolder: str = "", torch_dtype: str = "float32", **options: Any
+    ) -> None:
         super().__init__()
         try:
             diffusers = importlib.import_module("diffusers")
         except ImportError as error:
-            raise ImportError(f"{{diffusers: {kind}}} needs the library: pip install diffusers") from error
+            raise ValueError(f"{{diffusers: {kind}}} needs the library: pip install diffusers") from error
         cls: Any = getattr(diffusers, kind, None)
         if not hasattr(cls, "from_pretrained"):
             raise ValueError(f"diffusers has no model {kind!r}: write the name of a class such as AutoencoderKL")
-        folder = Path(path).expanduser()
+        folder = Path(path).expanduser() / subfolder
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder.absolute()} for {kind} of diffusers")
-        self.network = cls.from_pretrained(folder, local_files_only=True, use_safetensors=True, **options)
+        if vain := sorted(set(options) - {"variant", *inspect.signature(cls.__init__).parameters}):
+            raise ValueError(f"{', '.join(vain)} has no effect on {kind} of diffusers: leave it out")
+        dtype = getattr(torch, str(torch_dtype), None)
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(f"torch_dtype must be float32, float16 or bfloat16, got {torch_dtype!r}")
+        options |= {"local_files_only": True, "use_safetensors": True, "low_cpu_mem_usage": False}
+        try:
+            self.network, info = cls.from_pretrained(folder, torch_dtype=dtype, output_loading_info=True, **options)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"{folder} holds no {kind} of diffusers ({str(error).splitlines()[0]})") from error
+        # The library would leave them random.
+        if lacking := sorted(info["missing_keys"]):
+            raise ValueError(f"{folder} holds no {kind} of diffusers: it lacks {len(lacking)} weights, as {lacking[0]}")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Reconstructions; those of the mean of a posterior."""
-        return self.network(images).sample
+        """Reconstructions in float32; those of the mean of a posterior."""
+        return self.network(images.to(dtype_of(self.network))).sample.float()
 
 
 def open_models(entries: Sequence[Any]) -> list[NamedModel]:
@@ -106,10 +122,9 @@ def _is_import_path(text: str) -> bool:
 
 
 def _load(source: str, options: dict[str, Any]) -> NamedModel:
-    if source.partition(":")[0] in FAMILIES and not Path(source).exists():
-        return NamedModel(source.replace(":", "-"), load(source, **options))
-    bundle = find_bundle(source)
-    return NamedModel(name_of(bundle), load(bundle, **options))
+    published = source.partition(":")[0] in FAMILIES and not Path(source).exists()
+    name = source.replace(":", "-") if published else name_of(Path(source).expanduser())
+    return NamedModel(name, load(source, **options))
 
 
 def _diffusers(kind: str, options: dict[str, Any]) -> NamedModel:
@@ -126,15 +141,12 @@ def _function(path: str, options: dict[str, Any]) -> NamedModel:
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute:
         raise ValueError(f"write the function as package.module:function; got {path!r}")
-    sys.path.insert(0, str(Path.cwd()))
     try:
-        found: Any = importlib.import_module(module_name)
+        found: Any = import_from_here(module_name)
     except ImportError as error:
         raise ValueError(
             f"{path} is none of {', '.join(FAMILIES)}, and as package.module:function it cannot be imported ({error})"
         ) from error
-    finally:
-        sys.path.pop(0)
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise ValueError(f"{module_name} has no {attribute}: write package.module:function")

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,12 +20,13 @@ from vistok.data import DataModule
 from vistok.evaluation.examples import draw
 from vistok.evaluation.models import device_of, open_models
 from vistok.evaluation.report import write_text
-from vistok.evaluation.run import pick_device
+from vistok.evaluation.run import Source, check_kinds, pick_device
 from vistok.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 FEATURES = ("encoder", "codes")
 POOLINGS = ("mean", "flatten")
+KINDS = {"test_share": float, "c": float, "neighbours": int}
 
 
 class Labelled(NamedTuple):
@@ -70,6 +71,28 @@ def collect(
     if not rows:
         raise ValueError("there was no picture: check the data source and split")
     return Labelled(torch.cat(rows), torch.cat(labels), keys)
+
+
+def relabel(pictures: Labelled, classes: Sequence[str], fitted: Sequence[str]) -> Labelled:
+    """Labels of one set in the numbers of another, whose classes may be more.
+
+    Args:
+        pictures: With labels that are positions in `classes`.
+        classes: Names of the classes of the set, empty where it tells none.
+        fitted: Likewise of the set that is fitted on.
+
+    Raises:
+        ValueError: If a class is not among those that are fitted on.
+    """
+    if not classes or not fitted or list(classes) == list(fitted):
+        return pictures
+    if unknown := sorted(set(classes) - set(fitted)):
+        raise ValueError(
+            f"the classes {', '.join(unknown)} are tested on and not among those that are fitted on, "
+            f"{', '.join(fitted)}: name the folders of both sets alike"
+        )
+    numbers = torch.tensor([list(fitted).index(name) for name in classes])
+    return pictures._replace(labels=numbers[pictures.labels])
 
 
 def split(pictures: Labelled, test_share: float) -> tuple[Labelled, Labelled]:
@@ -118,6 +141,11 @@ def probe(fitted: Labelled, tested: Labelled, *, c: float = 1.0, neighbours: int
     }
 
 
+def _classes(data: DataModule) -> Sequence[str]:
+    """Names of the labels, in their order; empty for a source that tells none."""
+    return getattr(getattr(data.eval_dataset, "source", None), "classes", ())
+
+
 def probe_bundle(config: Any, folder: Path, command: str) -> dict[str, float]:
     """Probe the tokenizer of a config; writes ``probe.json`` with the accuracies and how they were measured.
 
@@ -132,13 +160,16 @@ def probe_bundle(config: Any, folder: Path, command: str) -> dict[str, float]:
     """
     if (folder / "probe.json").exists():
         raise FileExistsError(f"{folder} holds a probe already: choose another hydra.run.dir")
+    check_kinds(config, KINDS)
     [(name, tokenizer)] = open_models([config.bundle])
     if not isinstance(tokenizer, Tokenizer):
         raise ValueError(f"{name} is no tokenizer of vistok: a probe needs features or codes")
     tokenizer.to(pick_device(config.device))
     data: DataModule = instantiate(config.data, _convert_="all")
     options = {"features": config.features, "pooling": config.pooling}
-    tested = collect(tokenizer, data.eval_dataloader(), **options)
+    source = Source(data)
+    tested = collect(tokenizer, source, **options)
+    source.bad_samples_to(folder)
     protocol: dict[str, Any] = {"tested_on": data.protocol, **options}
     if config.fit is None:
         fitted, tested = split(tested, config.test_share)
@@ -146,7 +177,10 @@ def probe_bundle(config: Any, folder: Path, command: str) -> dict[str, float]:
         protocol |= {"test_share": config.test_share}
     else:
         fit_data: DataModule = instantiate(config.fit, _convert_="all")
-        fitted = collect(tokenizer, fit_data.eval_dataloader(), **options)
+        fit_source = Source(fit_data)
+        fitted = collect(tokenizer, fit_source, **options)
+        fit_source.bad_samples_to(folder / "fit")
+        tested = relabel(tested, _classes(data), _classes(fit_data))
         protocol |= {"fitted_on": fit_data.protocol}
     accuracies = probe(fitted, tested, c=config.c, neighbours=config.neighbours)
     protocol |= {

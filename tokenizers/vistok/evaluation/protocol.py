@@ -40,7 +40,7 @@ class Protocol:
         data: Settings of the data that belong to it, such as ``{resize_mode: adm}``; the centre is cropped.
         reference: ``originals``, or a file ``.npz`` with the ``mu`` and ``sigma`` that rFID compares with.
         rounding: Of reconstructions before image metrics: ``nearest``, ``truncate`` or ``none``.
-        feature_rounding: The same before the networks of rFID and its kin.
+        feature_rounding: The same before networks: LPIPS, and those of rFID and its kin.
         extractor_resize: Inception's own resize: ``tf1``, ``torch`` or ``clean``.
         ssim_window: ``gaussian``, ``gaussian_valid`` or ``uniform_valid``, see `vistok.metric.ssim`.
         ssim_data_range: 1, or another value where a script passes the wrong one.
@@ -105,7 +105,7 @@ class Protocol:
         else:
             rounding = (
                 f"reconstructions clamped, then {ROUNDING_TEXTS[self.rounding]} before image metrics, "
-                f"{ROUNDING_TEXTS[self.feature_rounding]} before Inception; originals rounded to 8 bits"
+                f"{ROUNDING_TEXTS[self.feature_rounding]} before LPIPS and Inception; originals rounded to 8 bits"
             )
         ssim = f"per image, {SSIM_TEXTS[self.ssim_window].format(range=self.ssim_data_range)}"
         return {

@@ -61,7 +61,7 @@ def _markdown(evaluation: Evaluation, title: str, command: str) -> str:
     for heading, entries in (
         ("Notes", evaluation.notes),
         ("Not measured", evaluation.missing),
-        ("Protocol", {name: _text(value) for name, value in evaluation.protocol.items()}),
+        ("Protocol", {name: text_of(value) for name, value in evaluation.protocol.items()}),
     ):
         if entries:
             lines += [
@@ -86,5 +86,6 @@ def _cell(text: str) -> str:
     return text
 
 
-def _text(value: object) -> str:
+def text_of(value: object) -> str:
+    """An entry of a protocol in a cell of a table."""
     return value if isinstance(value, str) else json.dumps(value)

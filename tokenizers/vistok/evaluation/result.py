@@ -131,8 +131,9 @@ class Evaluation:
         Raises:
             ValueError: If this is not what `to_json` gives.
         """
-        if not {"metrics", "protocol"} <= set(data):
-            raise ValueError(f"a saved evaluation has the keys metrics and protocol, got {sorted(data)}")
+        if not isinstance(data, Mapping) or not {"metrics", "protocol"} <= set(data):
+            got = sorted(data) if isinstance(data, Mapping) else type(data).__name__
+            raise ValueError(f"a saved evaluation has the keys metrics and protocol, got {got}")
         return cls(
             metrics={name: value for name, value in data["metrics"].items() if value is not None},
             missing=dict(data.get("missing", {})),
@@ -155,10 +156,20 @@ def read_evaluation(path: str | Path) -> Evaluation:
 
     Args:
         path: The file, or the folder that `write_report` wrote.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is no saved evaluation.
     """
     path = Path(path)
-    path = path / "metrics.json" if path.is_dir() else path
-    return Evaluation.from_json(json.loads(path.read_text(encoding="utf-8")))
+    file = path / "metrics.json" if path.is_dir() else path
+    if not file.is_file():
+        inside = ", ".join(sorted(str(found.parent) for found in path.glob("*/metrics.json")))
+        raise FileNotFoundError(f"there is no evaluation {file}: write {inside or 'the folder of a report'}")
+    try:
+        return Evaluation.from_json(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is no saved evaluation ({error}): write the metrics.json of a report") from error
 
 
 def _plain(value: Any) -> Any:

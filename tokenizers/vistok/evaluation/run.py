@@ -1,7 +1,7 @@
 """Evaluations from a config: load the models, measure each on the same data, write reports."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,12 +18,14 @@ from vistok.evaluation.models import NamedModel, open_models
 from vistok.evaluation.protocol import Protocol
 from vistok.evaluation.report import write_report
 from vistok.evaluation.result import Evaluation
-from vistok.evaluation.table import print_table
+from vistok.evaluation.table import missing, print_table
 from vistok.metric.feature_cache import FeatureCache, default_folder
 from vistok.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 GIBIBYTE = 2**30
+KINDS = {"rfid": bool, "references": bool, "examples": int, "cache_gib": float}
+KIND_TEXTS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
 def evaluate_models(config: Any, folder: Path, command: str) -> dict[str, Any]:
@@ -39,8 +41,8 @@ def evaluate_models(config: Any, folder: Path, command: str) -> dict[str, Any]:
         The metrics of ``bundle=``, or those of each of ``models=`` by name.
 
     Raises:
-        ValueError: If not exactly one of ``bundle=`` and ``models=`` is set, a model cannot be loaded, or one of
-            several cannot be measured; the others are then measured and written before.
+        ValueError: If not exactly one of ``bundle=`` and ``models=`` is set, a setting is of another kind, a model
+            cannot be loaded, or one of several cannot be measured; the others are then measured and written before.
         FileExistsError: If `folder` holds a report already.
     """
     if (config.bundle is None) == (config.models is None):
@@ -50,8 +52,10 @@ def evaluate_models(config: Any, folder: Path, command: str) -> dict[str, Any]:
         raise FileExistsError(f"{folder} holds a report already: choose another hydra.run.dir")
     if several and (isinstance(config.models, str) or not isinstance(config.models, Sequence)):
         raise ValueError(f"models={config.models} must be a list: models=[runs/a,runs/b], or bundle=runs/a for one")
+    check_kinds(config, KINDS)
     device = pick_device(config.device)
-    models = open_models(list(config.models) if several else [str(config.bundle)])
+    bundle = config.bundle if isinstance(config.bundle, Mapping) else str(config.bundle)
+    models = open_models(list(config.models) if several else [bundle])
     if not models:
         raise ValueError("models=[] names no model: models=[runs/a,runs/b]")
     rules: Protocol = instantiate(config.protocol, _convert_="all")
@@ -65,7 +69,7 @@ def evaluate_models(config: Any, folder: Path, command: str) -> dict[str, Any]:
         cache = _open_cache(config, several, stack)
         for model in models:
             target = folder / model.name if several else folder
-            source = _Source(data)
+            source = Source(data)
             try:
                 evaluation = _evaluate(config, model, source, rules, device, cache, text_encoder)
             except Exception as error:
@@ -84,9 +88,8 @@ def evaluate_models(config: Any, folder: Path, command: str) -> dict[str, Any]:
             _tell(cache, config.cache_gib)
     if evaluations:
         print_table(evaluations)
-    for name, evaluation in evaluations.items():
-        for reason, metrics in evaluation.missing_by_reason().items():
-            log.info("%s: without %s: %s", name, ", ".join(metrics), reason)
+    for reason, names in missing(evaluations).items():
+        log.info("%s: %s", ", ".join(names), reason)
     if not several:
         log.info("report: %s", folder / "report.html")
         return dict(evaluations[models[0].name].metrics)
@@ -100,7 +103,7 @@ def evaluate_models(config: Any, folder: Path, command: str) -> dict[str, Any]:
     return {name: dict(evaluation.metrics) for name, evaluation in evaluations.items()}
 
 
-class _Source:
+class Source:
     """The batches of one evaluation, what in them was unreadable, and whether they ended in an error."""
 
     def __init__(self, data: DataModule) -> None:
@@ -117,14 +120,16 @@ class _Source:
             raise
 
     def bad_samples_to(self, folder: Path) -> None:
+        """Write the list of what was unreadable, if anything was."""
         if self._bad.counts:
+            folder.mkdir(parents=True, exist_ok=True)
             log.warning("%d unreadable samples: %s; %s", len(self._bad), self._bad.counts, self._bad.write(folder))
 
 
 def _evaluate(
     config: Any,
     model: NamedModel,
-    source: _Source,
+    source: Source,
     rules: Protocol,
     device: torch.device,
     cache: FeatureCache | None,
@@ -138,7 +143,7 @@ def _evaluate(
             rules=rules,
             lpips=config.lpips,
             rfid=config.rfid,
-            distances=None if config.distances is None else list(config.distances),
+            distances=config.distances,
             fdd=config.fdd,
             cmmd=config.cmmd,
             fvd=config.fvd,
@@ -173,7 +178,7 @@ def _tell(cache: FeatureCache, limit: float) -> None:
         *(cache.hits, cache.misses, cache.folder, cache.size() / MEBIBYTE, limit),
     )
     if cache.unkept:
-        log.warning("%d of them did not fit and are computed again next time: raise cache_gib", cache.unkept)
+        log.warning("%d of them were not kept and are computed again: raise cache_gib or free the disk", cache.unkept)
 
 
 def takes_texts(model: NamedModel) -> bool:
@@ -189,7 +194,25 @@ def data_settings(rules: Protocol, config: Any) -> dict[str, Any]:
             "images or videos were prepared so",
             *(rules.name, name, rules.data[name]),
         )
-    return {name: value for name, value in rules.data.items() if name in config}
+    wanted = {name: value for name, value in rules.data.items() if name in config}
+    for name, value in wanted.items():
+        if config[name] != value:
+            log.info("protocol %s sets data.%s=%s, in place of %s", rules.name, name, value, config[name])
+    return wanted
+
+
+def check_kinds(config: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
+    """Refuse a setting of another kind than it has to be: a command line takes any text.
+
+    Raises:
+        ValueError: If one is.
+    """
+    for name, kind in kinds.items():
+        value = config[name]
+        allowed = (int, float) if kind is float else kind
+        # To Python true is a number.
+        if not isinstance(value, allowed) or isinstance(value, bool) != (kind is bool):
+            raise ValueError(f"{name} must be {KIND_TEXTS[kind]}, got {value!r}")
 
 
 def pick_device(name: str) -> torch.device:

@@ -190,12 +190,16 @@ class FeatureDistances:
         # Of all ranks, once they have told each other.
         self._total = 0
         self._device = torch.device("cpu")
+        originals = "the originals of the same images, after resize and crop"
+        if reference is not None:
+            others = [name for name in names if name not in pooled]
+            originals = f"statistics of {Path(reference).name}" + (
+                f" for {', '.join(pooled)}; for {', '.join(others)} {originals}" if others else ""
+            )
         self.protocol: dict[str, Any] = {
             **extractor.protocol,
             "precision": "float32 network, float64 statistics",
-            "reference": "the originals of the same images, after resize and crop"
-            if reference is None
-            else f"statistics of {Path(reference).name}",
+            "reference": originals,
         }
 
     @property

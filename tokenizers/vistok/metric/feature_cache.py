@@ -8,6 +8,7 @@ of products). Other files, shards, counts, resize filters, crops or roundings ar
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from torch import Tensor
 from vistok.hub.files import atomic_file
 from vistok.metric.extractor import Extractor, Features
 
+log = logging.getLogger(__name__)
 CACHE_VARIABLE = "VISTOK_CACHE"
 PACKAGES = ("torch", "torch-fidelity", "timm")
 FORMAT = 1
@@ -42,7 +44,8 @@ class FeatureCache:
     """Features by batch, one safetensors file each.
 
     Files are written atomically; one that is damaged counts as absent and is replaced. A file of Inception has about
-    20 kB for each image. The folder may be deleted at any time.
+    20 kB for each image. The folder may be deleted at any time. One that cannot be written to, as on a full disk, costs
+    a warning and no evaluation.
 
     Args:
         folder: Created when the first features are kept.
@@ -53,12 +56,13 @@ class FeatureCache:
     Attributes:
         hits: Images whose features were found.
         misses: Images whose features were computed.
-        unkept: Images among `misses` whose features were not kept, since the limit left no room.
+        unkept: Images among `misses` whose features were not kept, since the limit left no room or writing failed.
     """
 
     def __init__(self, folder: str | Path, limit: int | None = None) -> None:
         self.folder, self.limit = Path(folder).expanduser(), limit
         self.hits = self.misses = self.unkept = 0
+        self._failed = False
         self._used: set[Path] = set()
         self._sizes: dict[Path, int] = {}
 
@@ -79,17 +83,26 @@ class FeatureCache:
             return features
         features = extractor(pixels)
         self.misses += len(pixels)
-        if self._make_room(features):
-            _write(path, features)
-            self._used.add(path)
-            self._sizes[path] = path.stat().st_size
-        else:
+        if not (self._make_room(features) and self._keep(path, features)):
             self.unkept += len(pixels)
         return features
 
     def size(self) -> int:
         """Bytes of all that is kept in the folder."""
         return sum(_kept(self.folder).values())
+
+    def _keep(self, path: Path, features: Features) -> bool:
+        """Whether the features could be written."""
+        try:
+            _write(path, features)
+            self._sizes[path] = path.stat().st_size
+        except (SafetensorError, OSError) as error:
+            if not self._failed:
+                log.warning("features of originals cannot be kept in %s: %s", self.folder, error)
+            self._failed = True
+            return False
+        self._used.add(path)
+        return True
 
     def _make_room(self, features: Features) -> bool:
         """Whether the features fit, after files that this object did not use were deleted as far as need be."""
