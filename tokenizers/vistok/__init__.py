@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from vistok.config import build
+from vistok.config import build, register
 from vistok.hierarchical import HierarchicalTokenizer
 from vistok.hub import list_pretrained, load, push_to_hub, save
 from vistok.quantizer import Quantized, Quantizer
@@ -24,5 +24,6 @@ __all__ = [
     "list_pretrained",
     "load",
     "push_to_hub",
+    "register",
     "save",
 ]

@@ -1,14 +1,17 @@
 """Modules that remember how they were built, and building them again from that record.
 
 A config is a plain nested dict: ``_target_`` is the import path of a class, the other keys are its arguments. Hydra's
-yaml files have the same form, but nothing here needs Hydra, and only classes of vistok are ever built.
+yaml files have the same form, but nothing here needs Hydra. Only classes of vistok are ever built, and those that the
+running program has given to `register`.
 """
 
 import functools
 import importlib
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -17,6 +20,10 @@ PARTS = ("encoder", "quantizer", "decoder", "tokenizer")
 # Classes that vistok itself exports.
 TOKENIZERS = ("vistok.Tokenizer", "vistok.HierarchicalTokenizer")
 PLAIN = (str, int, float, bool, type(None))
+# Classes of others that may be built, by their import path.
+_REGISTERED: dict[str, type["Configurable"]] = {}
+
+C = TypeVar("C", bound=type)
 
 
 class Configurable:
@@ -55,6 +62,48 @@ class Configurable:
         cls.__init__ = recording_init
 
 
+def register(cls: C) -> C:
+    """Let configs and bundles name an encoder, quantizer or decoder of your own: a decorator of its class.
+
+    A bundle never imports anything of others, so a program that loads one with such a part imports the module of the
+    class first; the commands do for ``plugins=[module]``.
+
+    Args:
+        cls: Derived from `vistok.encoder.Encoder`, `vistok.quantizer.Quantizer` or `vistok.decoder.Decoder`.
+
+    Raises:
+        TypeError: If it is not a module class that records its arguments.
+        ValueError: If other programs could not import it.
+    """
+    if not (issubclass(cls, Configurable) and issubclass(cls, nn.Module)):
+        raise TypeError(f"register takes a class derived from vistok's Encoder, Quantizer or Decoder, got {cls!r}")
+    if cls.__module__ == "__main__" or "<locals>" in cls.__qualname__:
+        raise ValueError(
+            f"{cls.__qualname__} of {cls.__module__} cannot be imported by others: define it at the top of a file of "
+            "its own, such as my_quantizer.py"
+        )
+    _REGISTERED[f"{cls.__module__}.{cls.__qualname__}"] = cls
+    return cls
+
+
+def import_from_here(module: str) -> Any:
+    """Import a module that is installed or lies in the working folder.
+
+    Raises:
+        ImportError: If it is neither, or fails itself.
+    """
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        return importlib.import_module(module)
+    finally:
+        # The module may have put something before it. At the end it finds what the module imports when it is used, and
+        # hides no installed package.
+        sys.path.remove(here)
+        if here not in sys.path:
+            sys.path.append(here)
+
+
 def config_of(value: Any) -> Any:
     """Config of a module built from `Configurable` parts; plain values are returned as they are.
 
@@ -79,6 +128,8 @@ def config_of(value: Any) -> Any:
 
 def public_path(cls: type) -> str:
     """Shortest import path of a class: ``vistok.quantizer.FSQ`` rather than ``vistok.quantizer.fsq.FSQ``."""
+    if (path := f"{cls.__module__}.{cls.__qualname__}") in _REGISTERED:
+        return path
     parts = cls.__module__.split(".")
     for end in range(1, len(parts) + 1):
         module = ".".join(parts[:end])
@@ -94,14 +145,15 @@ def build(config: Mapping[str, Any]) -> Any:
         config: Nested mapping with ``_target_`` keys.
 
     Raises:
-        ValueError: If a target is not a module class of vistok, or its arguments do not fit. Nothing is executed then.
+        ValueError: If a target is not a module class of vistok or one given to `register`, or its arguments do not fit.
+            Nothing is executed then.
     """
     refuse_foreign_targets(config)
     return _build(config)
 
 
 def refuse_foreign_targets(config: Any, where: str = "config") -> None:
-    """Raise a ValueError if any ``_target_`` below `config` is not a module class that vistok defines."""
+    """Raise a ValueError if any ``_target_`` below `config` is not a module class of vistok or one given to `register`."""
     if isinstance(config, Mapping):
         if "_target_" in config:
             resolve(config["_target_"], where)
@@ -113,10 +165,14 @@ def refuse_foreign_targets(config: Any, where: str = "config") -> None:
 
 
 def resolve(target: Any, where: str) -> type[Configurable]:
-    """The module class of vistok that a ``_target_`` names; `where` is its place in the config, for the error."""
+    """The module class that a ``_target_`` names; `where` is its place in the config, for the error."""
+    if isinstance(target, str) and target in _REGISTERED:
+        return _REGISTERED[target]
     if not isinstance(target, str) or not target.startswith("vistok."):
         raise ValueError(
-            f"{where}._target_ is {target!r}: only classes of vistok are built from a config; nothing was executed"
+            f"{where}._target_ is {target!r}: only classes of vistok are built from a config, and those of your own "
+            "that are decorated by vistok.register, once their module is imported (commands: plugins=[module]); "
+            "nothing was executed"
         )
     module_name, _, class_name = target.rpartition(".")
     # Checked before the import: importing a module runs it.

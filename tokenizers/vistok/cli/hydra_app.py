@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from hydra.errors import (
 )
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from vistok.config import import_from_here
 
 
 def configs_folder() -> Path:
@@ -39,13 +41,14 @@ def run(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     """Compose ``configs/<config_name>.yaml`` with the overrides of the command line and call `task` with it.
 
     Mistakes of the user (an unknown key, a missing file, an impossible value) end the program with exit code 2 and a
-    message;
-    ``VISTOK_TRACEBACK=1`` shows the traceback as well.
+    message; ``VISTOK_TRACEBACK=1`` shows the traceback as well.
     """
 
     @functools.wraps(task)
     def checked(config: DictConfig) -> Any:
+        import_plugins(config.get("plugins") or ())
         refuse_unknown_settings(config, config_name)
+        check_settings(config, config_name)
         return task(config)
 
     # Hydra prints errors itself and hides their type unless it is told to let them through.
@@ -57,6 +60,24 @@ def run(config_name: str, task: Callable[[DictConfig], Any]) -> None:
             raise
         sys.stderr.write(f"error: {explain(error, config_name)}\n(VISTOK_TRACEBACK=1 shows where it was raised)\n")
         sys.exit(2)
+
+
+def import_plugins(names: Sequence[str]) -> None:
+    """Import modules of the user that give classes to `vistok.register`, before anything is built.
+
+    Raises:
+        ValueError: If one cannot be imported.
+    """
+    if isinstance(names, str):
+        raise ValueError(f"plugins must be a list of modules, got {names!r}: plugins=[{names}]")
+    for name in names:
+        try:
+            import_from_here(name)
+        except ImportError as error:
+            raise ValueError(
+                f"plugins: {name} cannot be imported ({error}): name a module that is installed or lies in this folder, "
+                "such as my_quantizer for my_quantizer.py"
+            ) from error
 
 
 def command_line(without: str = "") -> str:
@@ -102,22 +123,42 @@ def _explain_override(error: ConfigCompositionException, config_name: str) -> st
     if isinstance(error, MissingConfigException):
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         members = sorted(map(str, error.options or ()))
-        return f"{group} has no member {name!r}; choose {group}={'|'.join(members)}{_similar(name, members)}"
+        return f"{group} has no member {name!r}; choose {group}={'|'.join(members)}{similar(name, members)}"
     match = re.search(r"Could not (?:override|append to config|append|delete).*?'([^']+)'", text)
     if match is None:
         return "; ".join(line.strip() for line in text.splitlines() if line.strip())
     key = match[1].split("@")[0]
     if "." not in key and "No match in the defaults list" in text:
-        return f"no group {key!r}; groups are {', '.join(groups)}{_similar(key, groups)}"
-    node, walked = _composed_without(key, config_name), []
+        return f"no group {key!r}; groups are {', '.join(groups)}{similar(key, groups)}"
+    node, choices = _composed_without(key, config_name)
+    walked: list[str] = []
     for part in key.split("."):
         keys = sorted(item for item in node if not item.startswith("_")) if isinstance(node, dict) else []
         if part not in keys:
             where = ".".join(walked) or "the top level"
-            return f"no setting {key!r}: {where} has {', '.join(keys) or 'no settings'}{_similar(part, keys)}"
+            hint = _hint(node, where, part, choices) or similar(part, keys)
+            return f"no setting {key!r}: {where} has {', '.join(keys) or 'no settings'}{hint}"
         node = node[part]
         walked.append(part)
     return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _hint(node: Any, where: str, key: str, choices: dict[str, str]) -> str:
+    """What to write in place of a setting that another member of the group has; empty if nothing is known."""
+    if key == "codebook_size" and isinstance(node, dict):
+        name = str(node.get("_target_")).rpartition(".")[2]
+        if "levels" in node:
+            return f". {name}'s size is the product of {where}.levels"
+        if "bits" in node:
+            return f". {name}'s size is 2**bits: set {where}.bits"
+    if where == "data":
+        files = sorted((configs_folder() / where).glob("*.yaml"))
+        members = [file.stem for file in files if key in OmegaConf.load(file)]
+        # The plain sets first.
+        members.sort(key=lambda name: name not in ("image_folder", "webdataset"))
+        if members:
+            return f". data={choices.get(where)} has no {key}: add data={' or data='.join(members)}"
+    return ""
 
 
 def _groups(config_name: str) -> list[str]:
@@ -134,16 +175,75 @@ def refuse_unknown_settings(config: DictConfig, config_name: str) -> None:
     for key in map(str, config):
         if key not in known:
             allowed = sorted(set(map(str, config)) - {key})
-            raise ValueError(f"no setting {key!r}: the top level has {', '.join(allowed)}{_similar(key, allowed)}")
+            raise ValueError(f"no setting {key!r}: the top level has {', '.join(allowed)}{similar(key, allowed)}")
 
 
-def _similar(name: str, allowed: list[str]) -> str:
+def check_settings(config: DictConfig, config_name: str) -> None:
+    """Compare a config with the yaml files that it is composed from.
+
+    Raises:
+        ValueError: If a setting is text where its default is a number, or no list where it is a list of numbers; or if
+            an experiment has settings for another encoder, quantizer or decoder than the chosen one.
+    """
+    plain = OmegaConf.to_container(config)
+    _check_types(plain, OmegaConf.to_container(OmegaConf.load(configs_folder() / f"{config_name}.yaml")))
+    settings = HydraConfig.get()
+    given = {override.split("=")[0].lstrip("+") for override in settings.overrides.task}
+    strangers: list[str] = []
+    without: list[str] = []
+    for group, member in settings.runtime.choices.items():
+        file, node = configs_folder() / group / f"{member}.yaml", plain
+        for part in group.split("/"):
+            node = node.get(part) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or not file.is_file():
+            continue
+        defaults = OmegaConf.to_container(OmegaConf.load(file))
+        assert isinstance(defaults, dict)
+        _check_types(node, defaults, f"{group.replace('/', '.')}.")
+        keys = [str(key) for key in node if key not in defaults and f"{group}.{key}" not in given]
+        if keys and group in ("encoder", "quantizer", "decoder"):
+            strangers.append(f"{group}={member} has no {', '.join(keys)}")
+            without += [f"~{group}.{key}" for key in keys]
+    if strangers:
+        raise ValueError(
+            f"{'; '.join(strangers)}: experiment={settings.runtime.choices.get('experiment')} sets them for another "
+            f"choice. Leave them out by {' '.join(without)}"
+        )
+
+
+def _check_types(values: Any, defaults: Any, prefix: str = "") -> None:
+    """Raise a ValueError if a value is text in the place of a number, or no list in the place of one of numbers."""
+
+    def is_number(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+
+    def is_text(value: Any) -> bool:
+        return isinstance(value, str) and "${" not in value
+
+    for key in values.keys() & defaults.keys():
+        value, default = values[key], defaults[key]
+        if isinstance(value, dict) and isinstance(default, dict):
+            _check_types(value, default, f"{prefix}{key}.")
+        elif is_number(default) and is_text(value):
+            raise ValueError(f"{prefix}{key} must be a number, such as {default}; got {value!r}")
+        elif (isinstance(default, list) and default and all(map(is_number, default))) and (
+            is_text(value) or is_number(value) or (isinstance(value, list) and any(map(is_text, value)))
+        ):
+            example = str(default).replace(" ", "")
+            raise ValueError(f"{prefix}{key} must be a list of numbers, such as {example}; got {value!r}")
+
+
+def similar(name: str, allowed: list[str]) -> str:
+    """The end of a message that lists what is allowed: the closest of it, if one is close."""
     close = difflib.get_close_matches(name, allowed, n=1)
     return f". Did you mean {close[0]}?" if close else ""
 
 
-def _composed_without(key: str, config_name: str) -> Any:
-    """The config composed from those overrides of the command line that choose groups, to see which keys exist."""
+def _composed_without(key: str, config_name: str) -> tuple[Any, dict[str, str]]:
+    """The config composed from those overrides of the command line that choose groups, and all choices.
+
+    It shows which keys exist.
+    """
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
@@ -156,4 +256,7 @@ def _composed_without(key: str, config_name: str) -> Any:
         if override.key_or_group in groups and override.key_or_group != key and not override.is_sweep_override():
             chosen.append(argument)
     with hydra.initialize_config_dir(str(configs_folder()), version_base="1.3"):
-        return OmegaConf.to_container(hydra.compose(config_name, overrides=chosen))
+        config = hydra.compose(config_name, overrides=chosen, return_hydra_config=True)
+    choices = dict(config.hydra.runtime.choices)
+    del config.hydra
+    return OmegaConf.to_container(config), choices

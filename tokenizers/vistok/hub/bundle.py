@@ -39,7 +39,7 @@ def save(
     """Write a tokenizer as a bundle that `load` reads.
 
     Args:
-        tokenizer: Built from parts of vistok (or classes derived from `vistok.config.Configurable`).
+        tokenizer: Built from parts of vistok, or from classes given to `vistok.register`.
         folder: New or empty folder; written under a temporary name first, so a failure leaves nothing behind.
         measured: Evaluation to quote in the model card: ``{"metrics": {...}, "protocol": {...}, "command": "..."}``.
         origin: Where the weights come from, to quote in the model card: ``{"licence": ..., "source": ...}``.
@@ -50,11 +50,14 @@ def save(
 
     Raises:
         FileExistsError: If `folder` holds files and `overwrite` is false.
+        ValueError: If a part is of a class that no bundle can name, see `vistok.register`.
     """
     from vistok import __version__
 
     folder = Path(folder).expanduser()
-    config = {**config_of(tokenizer), "format": FORMAT, "vistok_version": __version__}
+    plain = config_of(tokenizer)
+    refuse_foreign_targets(plain, "tokenizer")
+    config = {**plain, "format": FORMAT, "vistok_version": __version__}
     # Half precision is widened, which loses nothing: a bundle has the dtypes that its config builds.
     tensors = {
         name: (tensor.float() if tensor.is_floating_point() else tensor).detach().contiguous()
@@ -101,8 +104,9 @@ def load(
     """
     hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only or None}
     if str(source).split(":")[0] in FAMILIES and not Path(source).exists():
-        refuse_vain(f"published checkpoints such as {source}", hub)
-        tokenizer = import_pretrained(str(source), path, weights=weights, **options)
+        if path is not None:
+            refuse_vain(f"the local {path}", hub)
+        tokenizer = import_pretrained(str(source), path, weights=weights, hub=hub, **options)
     else:
         refuse_vain(f"a bundle such as {source}", {"path": path, "weights": weights, **options})
         tokenizer = read_bundle(find_bundle(source, hub))
