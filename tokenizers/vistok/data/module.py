@@ -28,7 +28,7 @@ from vistok.data.photos import Photos
 from vistok.data.pictures import PictureDataset, PictureSource
 from vistok.data.sampler import EpochBatchSampler
 from vistok.data.torchvision_set import TorchvisionSet, splits_of
-from vistok.data.transforms import EvalTransform, TrainTransform, check_filter
+from vistok.data.transforms import OWN_SIZE, EvalTransform, NativeTransform, TrainTransform, check_filter
 from vistok.data.webdataset import Shard, ShardDataset, check_on_bad_shard, count_all, expand_shards, is_remote
 
 
@@ -262,6 +262,8 @@ class PictureData(DataModule):
         background: RGB in [0, 255] behind transparent pixels, unless `channels` is 4.
         max_bad: How many unreadable pictures in a row are put up with.
         max_bad_share: Largest share of unreadable pictures in a pass.
+        native: None, or a number of pixels: evaluation pictures keep their own size, the border cut off until the sides
+            are multiples of it, and come one in a batch.
         **options: Arguments of `DataModule`.
     """
 
@@ -277,6 +279,7 @@ class PictureData(DataModule):
         background: Sequence[int] = (255, 255, 255),
         max_bad: int = 64,
         max_bad_share: float = 0.1,
+        native: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -285,13 +288,16 @@ class PictureData(DataModule):
             self.image_size, self.resize_filter, crop_scale, self.flip, short_sides, resize_mode
         )
         self.eval_transform = EvalTransform(self.eval_size, self.resize_filter, resize_mode, eval_scale)
+        self.native = None if native is None else NativeTransform(at_least(1, "native", native))
+        if self.native is not None:
+            self.eval_batch_size = 1
         self.reduced_decode = reduced_decode
         self.background = check_background(background)
         self.max_bad = at_least(1, "max_bad", max_bad)
         self.max_bad_share = BadSampleLimit(max_bad_share).max_share
 
     def _dataset(self, source: PictureSource, split: Literal["train", "eval"]) -> PictureDataset:
-        transform = self.train_transform if split == "train" else self.eval_transform
+        transform = self.train_transform if split == "train" else self.native or self.eval_transform
         return self.picture_dataset(source, transform, split == "train", **self._decoding(split))
 
     def _decoding(self, split: Literal["train", "eval"]) -> dict[str, Any]:
@@ -315,6 +321,10 @@ class PictureData(DataModule):
         return super().preprocessing | {"resize": {"filter": self.resize_filter, "mode": self.resize_mode}}
 
     def _protocol(self, dataset: str, split: str, num_images: int) -> dict[str, Any]:
+        images = {"dataset": dataset, "split": split, "num_images": num_images}
+        if self.native is not None:
+            crop = f"center, to multiples of {self.native.step} pixels"
+            return images | {"resize": "none", "crop": crop, "size": OWN_SIZE}
         scale = self.eval_transform.scale
         side = "short side" if scale == 1 else f"short side to {scale:g} times the size"
         library = "" if self.resize_filter == "opencv_bilinear" else " (PIL)"
@@ -322,14 +332,8 @@ class PictureData(DataModule):
             "short_side": f"{side}, {self.resize_filter}{library}",
             "adm": f"ADM: {side}, halved by box, then bicubic (PIL)",
         }
-        return {
-            "dataset": dataset,
-            "split": split,
-            "num_images": num_images,
-            "resize": ways[self.resize_mode],
-            "crop": "center",
-            "size": list(self.size_of(self.eval_size)),
-        }
+        size = list(self.size_of(self.eval_size))
+        return images | {"resize": ways[self.resize_mode], "crop": "center", "size": size}
 
 
 class ImageFolderData(PictureData):
@@ -560,7 +564,7 @@ class StreamedData(PictureData):
         if split == "eval":
             return self.shard_dataset(
                 self.shards_of(split),
-                self.eval_transform,
+                self.native or self.eval_transform,
                 self.size_of(self.eval_size),
                 self.eval_batch_size,
                 train=False,
@@ -729,6 +733,19 @@ class HuggingFaceStreamData(StreamedData):
     def protocol(self) -> dict[str, Any]:
         """What evaluation looks at."""
         return self._protocol(f"Hugging Face {self.set_name}", self.val_split, self.count("eval"))
+
+
+def refuse_native(data: DataModule) -> None:
+    """Refuse pictures that keep their own size, for what works on batches of one size.
+
+    Raises:
+        ValueError: If `data` gives such.
+    """
+    if isinstance(data, PictureData) and data.native is not None:
+        raise ValueError(
+            f"data.native={data.native.step} is for vistok eval: everything else takes pictures of one size, "
+            "data.eval_size"
+        )
 
 
 def check_splits(split: str, val_split: str) -> None:

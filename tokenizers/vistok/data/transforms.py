@@ -31,6 +31,8 @@ PIL_FILTERS = {
 FILTERS = (*PIL_FILTERS, "opencv_bilinear")
 RESIZE_MODES = ("short_side", "adm")
 MAX_RESIZED_PIXELS = 2**27
+# The ``size`` in the protocol of pictures that are evaluated as large as they are.
+OWN_SIZE = "own"
 
 
 def mix(seed: int, *parts: int | str) -> int:
@@ -294,3 +296,29 @@ class EvalTransform:
         """Transform one picture; nothing is random."""
         image = resize_by_mode(image, round(self.scale * self.size), self.resize_mode, self.resize_filter)
         return center_crop(image, self.size, self.resize_mode)
+
+
+@dataclass(frozen=True)
+class NativeTransform:
+    """Leave a picture at its own size; only its border is cut off, until the sides are multiples of a step.
+
+    Args:
+        step: Pixels.
+    """
+
+    step: int
+
+    def __call__(
+        self, image: UInt8[Tensor, "c h w"], generator: torch.Generator | None = None
+    ) -> UInt8[Tensor, "c h2 w2"]:
+        """Cut the middle out of one picture; nothing is random.
+
+        Raises:
+            BadImageError: If a side is shorter than the step.
+        """
+        height, width = (side // self.step * self.step for side in image.shape[1:])
+        if not height * width:
+            raise BadImageError(
+                "too small", f"{image.shape[2]}x{image.shape[1]} pixels, fewer than data.native={self.step}"
+            )
+        return F.center_crop(image, [height, width])

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from vistok.data.transforms import OWN_SIZE
 from vistok.evaluation.measures import IMAGE_METRICS, ImageMeasures
 from vistok.evaluation.models import Model, device_of, dtype_of
 from vistok.evaluation.positions import PositionEntropy, codebook_tables, principal_plane
@@ -78,8 +79,8 @@ def evaluate(
         model: A tokenizer, or any function from images ``(b c H W)`` in [-1, 1] to images, whose codes and rates are
             then not measured. A module is evaluated in evaluation mode; the modes of its parts are restored.
         batches: Dicts with ``images`` float ``(b c H W)``, or videos ``(b c T H W)`` whose frames are measured as
-            images, in [-1, 1], all of one size, and if known ``keys`` (one name per image or video) and ``bad`` (one
-            entry per sample the source could not read).
+            images, in [-1, 1], all of one size unless the protocol's ``size`` is ``own``, and if known ``keys`` (one
+            name per image or video) and ``bad`` (one entry per sample the source could not read).
         protocol: Where the images come from: at least ``dataset``, ``split``, ``resize`` and ``crop``. The rest is
             added here.
         rules: How reconstructions are measured, see ``configs/protocol``.
@@ -123,7 +124,7 @@ def evaluate(
         options = {"rules": rules, "distances": wanted, "fdd": fdd, "cmmd": cmmd, "fvd": fvd}
         options |= {"weights": weights, "examples": examples, "cache": cache}
         texts = text_features(text_encoder, model.decoder) if isinstance(model, Tokenizer) else None
-        run = _Run(model, device, references, options, texts)
+        run = _Run(model, device, references, options, texts, protocol.get("size") == OWN_SIZE)
         for batch in batches:
             run.update(batch)
         return run.result(protocol, train_usage or {})
@@ -143,10 +144,12 @@ class _Run:
         references: bool,
         options: Mapping[str, Any],
         texts: TextFeatures | None,
+        own_size: bool,
     ) -> None:
         self.model, self.device, self.references, self.options = model, device, references, options
         self.texts = texts.to(device) if texts is not None else None
         self.tokenizer = model if isinstance(model, Tokenizer) else None
+        self.own_size = own_size
         self.shape: tuple[int, ...] = ()
         self.what = "images"
         self.keys: list[str] = []
@@ -158,6 +161,7 @@ class _Run:
         self.ranges = [(math.inf, -math.inf), (math.inf, -math.inf)]
         self.measures: ImageMeasures | None = None
         self.usage: CodebookUsage | None = None
+        self.pixels, self.bits = 0, 0.0
         codebooks = self.tokenizer.quantizer.num_codebooks if self.tokenizer is not None else 0
         self.positions = PositionEntropy(codebooks)
 
@@ -169,8 +173,9 @@ class _Run:
         keys = list(batch.get("keys") or (str(len(self.keys) + i) for i in range(len(images))))
         self._check_images(images, keys)
         texts = self.texts(batch) if self.texts is not None else None
+        grid = self._grid(images)
         if not self.shape:
-            self._start(images, texts)
+            self._start(images, grid, texts)
         names = _names(keys, images)
         self.keys += names
         decoded = self._reconstruct(images, batch, texts)
@@ -196,7 +201,11 @@ class _Run:
         quantized = self._timed("encode", num_frames(images), lambda: tokenizer.encode(images, labels))
         if self.usage is not None:
             self.usage.update(quantized.indices)
-            self.positions.update(quantized.indices)
+            if not self.own_size:
+                self.positions.update(quantized.indices)
+        pixels = num_frames(images) * math.prod(images.shape[-2:])
+        self.pixels += pixels
+        self.bits += pixels * tokenizer.bits_per_pixel(images.shape[2:])
         codes, size = quantized.codes, images.shape[2:]
         return self._timed("decode", num_frames(images), lambda: tokenizer.decode(codes, size, texts))
 
@@ -208,7 +217,9 @@ class _Run:
         self.what = "images" if images.ndim == 4 else "videos"
         if len(keys) != len(images):
             raise ValueError(f"a batch has {len(images)} {self.what} but {len(keys)} keys")
-        if self.shape and images.shape[1:] != self.shape:
+        alike = slice(1, -2 if self.own_size else None)
+        fits = images.shape[alike] == (0, *self.shape)[alike]
+        if self.shape and not fits:
             raise ValueError(
                 f"all {self.what} must have one shape, got {tuple(images.shape[1:])} after {self.shape}: "
                 "resize and crop them alike"
@@ -239,20 +250,28 @@ class _Run:
                 f"{self.what} it gets, pixels / 127.5 - 1"
             )
 
-    def _start(self, images: Tensor, texts: Tensor | None) -> None:
-        tokenizer, size, grid, rate = self.tokenizer, tuple(images.shape[2:]), (), math.inf
+    def _grid(self, images: Tensor) -> tuple[int, ...]:
+        """Of a tokenizer, that of the codes; else empty."""
+        size = tuple(images.shape[2:])
+        try:
+            return self.tokenizer.grid(size) if self.tokenizer is not None else ()
+        except ValueError as error:
+            advice = "set data.native to a multiple of its patches" if self.own_size else "resize or crop them"
+            raise ValueError(f"{self.what} of {size} do not fit this tokenizer ({error}): {advice}") from error
+
+    def _start(self, images: Tensor, grid: tuple[int, ...], texts: Tensor | None) -> None:
+        tokenizer, size, rate = self.tokenizer, tuple(images.shape[2:]), math.inf
         self.shape = tuple(images.shape[1:])
         if tokenizer is not None:
-            try:
-                grid = tokenizer.grid(size)
-            except ValueError as error:
-                reason = f"{self.what} of {size} do not fit this tokenizer ({error}): resize or crop them"
-                raise ValueError(reason) from error
             rate = tokenizer.bits_per_pixel(size)
-            usage = CodebookUsage.of(tokenizer.quantizer, tokenizer.scale_lengths(grid), sync_on_compute=False)
+            # Scales of images of several sizes have several lengths.
+            scales = () if self.own_size else tokenizer.scale_lengths(grid)
+            usage = CodebookUsage.of(tokenizer.quantizer, scales, sync_on_compute=False)
             self.usage = usage.to(self.device) if usage is not None else None
         if tokenizer is None or tokenizer.output == "images":
-            references = References(size[-2:], grid, images.shape[1], rate) if self.references else None
+            references = None
+            if self.references:
+                references = References(size[-2:], None if self.own_size else grid, images.shape[1], rate)
             self.measures = ImageMeasures(self.shape, self.device, references=references, **self.options)
         # The first run allocates memory and chooses kernels: it is not timed.
         if tokenizer is not None:
@@ -331,9 +350,8 @@ class _Run:
             return
         values, evaluation.usage = self.usage.compute(), self.usage.counts()
         evaluation.metrics |= {name: float(values[name]) for name in CODEBOOK_METRICS}
-        evaluation.metrics["bits_per_pixel"] = self.tokenizer.bits_per_pixel(self.shape[1:])
-        pixels = len(self.keys) * math.prod(self.shape[-2:])
-        evaluation.metrics["coded_bits_per_pixel"] = self.usage.coded_bits() / pixels
+        evaluation.metrics["bits_per_pixel"] = self.bits / self.pixels
+        evaluation.metrics["coded_bits_per_pixel"] = self.usage.coded_bits() / self.pixels
         if "dead_bits" in values:
             evaluation.metrics["dead_bits"] = float(values["dead_bits"])
         evaluation.position_entropy = self.positions.compute()
@@ -353,7 +371,8 @@ class _Run:
     def _protocol(self, given: Mapping[str, Any]) -> dict[str, Any]:
         networks = self.measures.protocol if self.measures is not None else {}
         rules = self.options["rules"]
-        return {**given, **describe(self.shape, len(self.keys), self.device, dtype_of(self.model), rules), **networks}
+        found = describe(self.shape, len(self.keys), self.device, dtype_of(self.model), rules)
+        return {**given, **found, **networks, **({"size": OWN_SIZE} if self.own_size else {})}
 
 
 def _columns(values: Mapping[str, Tensor], suffix: str) -> dict[str, list[float]]:

@@ -7,6 +7,7 @@ from html import escape
 
 from torch import Tensor
 
+from vistok.data.transforms import OWN_SIZE
 from vistok.evaluation.html_codes import codes_section
 from vistok.evaluation.html_parts import plot, table
 from vistok.evaluation.pictures import ERROR_GAIN, data_uri, error_map, to_rgb, worst_window
@@ -16,6 +17,8 @@ from vistok.evaluation.table import differences, missing, notes, number, rows, s
 
 # Pictures with a shorter side are enlarged by a whole number, without smoothing.
 PICTURE_SIDE = 128
+# Wider ones are reduced, so that three of them stand side by side.
+MAX_WIDTH = 396
 # Of the enlarged detail; larger in large pictures.
 DETAIL_SIDE = 16
 TILES = (
@@ -85,6 +88,7 @@ summary { cursor: pointer; color: var(--soft); }
 .examples { display: flex; flex-wrap: wrap; gap: 12px 10px; }
 .row { display: flex; flex-wrap: wrap; gap: 3px; }
 .row img { image-rendering: pixelated; max-width: 100%; }
+.row .reduced { image-rendering: auto; }
 pre { background: var(--tile); border-radius: 8px; padding: 12px; white-space: pre-wrap; overflow-wrap: anywhere; }
 """
 
@@ -98,12 +102,15 @@ def html_page(evaluation: Evaluation, title: str, command: str) -> str:
         command: Command line that reproduces the numbers.
     """
     protocol = evaluation.protocol
-    size = list(protocol.get("size", ()))
+    size = protocol.get("size", ())
+    own = size == OWN_SIZE
+    size = [] if own else list(size)
     what = f"{protocol.get('images', 0):,} images"
     if len(size) == 3:
         what = f"{protocol.get('images', 0) // size[0]:,} videos of {size.pop(0)} frames"
+    pixels = "their own size" if own else f"{'x'.join(map(str, size))} pixels"
     subtitle = (
-        f"{what} of {'x'.join(map(str, size))} pixels, {protocol.get('dataset')}, {protocol.get('split')}, "
+        f"{what} of {pixels}, {protocol.get('dataset')}, {protocol.get('split')}, "
         f"protocol {protocol.get('protocol', 'none')}"
     )
     parts = [
@@ -226,12 +233,13 @@ def _examples(heading: str, examples: Sequence[Example]) -> str:
 
 def _figure(pictures: Mapping[str, Tensor], caption: str) -> str:
     """Pictures in a row, all as high as the first one is shown; a browser enlarges pixels without smoothing."""
-    height = next(iter(pictures.values())).shape[-2]
-    width = next(iter(pictures.values())).shape[-1]
+    height, width = next(iter(pictures.values())).shape[-2:]
     shown_height = height * max(1, round(PICTURE_SIDE / min(height, width)))
+    if width > MAX_WIDTH:
+        shown_height = round(height * MAX_WIDTH / width)
     images = "".join(
         f'<img src="{data_uri(picture)}" width="{round(picture.shape[-1] * shown_height / picture.shape[-2])}" '
-        f'height="{shown_height}" alt="{escape(name)}">'
+        f'height="{shown_height}" alt="{escape(name)}"{" class=reduced" if picture.shape[-2] > shown_height else ""}>'
         for name, picture in pictures.items()
     )
     return f'<figure><div class="row">{images}</div><figcaption>{escape(caption)}</figcaption></figure>'

@@ -92,6 +92,7 @@ class ImageMeasures:
         self._sample = Highest[Tensor](REFERENCE_IMAGES if references is not None else 0)
         self._shape, self._device, self._weights = (shape[0], *shape[-2:]), device, weights
         self._measures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
+        self._smallest: dict[str, int] = {}  # side that an image needs for a metric, in pixels
         self._distances: dict[str, FeatureDistances] = {}
         self._add_image_metrics()
         self._add_lpips()
@@ -112,9 +113,10 @@ class ImageMeasures:
             else:
                 self._add_distances("fvd", partial(I3D, fvd, weights), ["fvd"])
         self.per_image: dict[str, list[float]] = {name: [] for name in self._measures}
+        self._leave_out(self._shape[1:])
 
     def _add_image_metrics(self) -> None:
-        rules, size = self.rules, self._shape[1:]
+        rules = self.rules
         window = {"window": rules.ssim_window, "data_range": rules.ssim_data_range}
         for name, measure, smallest in (
             ("psnr", psnr, 1),
@@ -123,10 +125,16 @@ class ImageMeasures:
             ("l1", l1, 1),
             ("l2", l2, 1),
         ):
-            if min(size) >= smallest:
-                self._measures[name] = partial(measure, rounding=rules.rounding)
-            else:
-                self.missing[name] = _too_small(smallest, size)
+            self._measures[name] = partial(measure, rounding=rules.rounding)
+            self._smallest[name] = smallest
+
+    def _leave_out(self, size: Sequence[int]) -> None:
+        """Give up metrics that an image of this size is too small for: a mean over the larger ones would mislead."""
+        for name, smallest in self._smallest.items():
+            if min(size) < smallest and name in self.per_image:
+                del self.per_image[name]
+                self.protocol.pop(name, None)
+                self.missing[name] = f"needs sides of at least {smallest} pixels, images have {size[0]}x{size[1]}"
 
     def _add_lpips(self) -> None:
         """LPIPS of one network is called ``lpips``, those of several ``lpips_vgg`` and so on."""
@@ -143,9 +151,7 @@ class ImageMeasures:
             except WeightsNotFoundError as error:
                 self.missing[name] = str(error)
                 continue
-            if min(self._shape[1:]) < network.min_side:
-                self.missing[name] = _too_small(network.min_side, self._shape[1:])
-                continue
+            self._smallest[name] = network.min_side
             self._measures[name] = partial(_on_pixels, network, self.rules.feature_rounding)
             self.protocol[name] = network.protocol
 
@@ -190,6 +196,7 @@ class ImageMeasures:
                     to_pixels(reconstructions, self.rules.feature_rounding), to_pixels(originals)
                 )
             reconstructions, originals = to_frames(reconstructions), to_frames(originals)
+            self._leave_out(reconstructions.shape[-2:])
             for name, values in self.per_image.items():
                 values += self._measures[name](reconstructions, originals).tolist()
             if self._distances:
@@ -219,8 +226,9 @@ class ImageMeasures:
         if self.references is None:
             return []
         sample = [original for _, original in sorted(self._sample.ranked().items())]
-        for start in range(0, len(sample), REFERENCE_BATCH):
-            self.references.update(from_uint8(torch.stack(sample[start : start + REFERENCE_BATCH])))
+        size = REFERENCE_BATCH if len({original.shape for original in sample}) == 1 else 1
+        for start in range(0, len(sample), size):
+            self.references.update(from_uint8(torch.stack(sample[start : start + size])))
         values = self.references.compute()
         if self._sample.count > len(sample):
             values = [dataclasses.replace(value, images=len(sample)) for value in values]
@@ -247,7 +255,3 @@ def _stored(image: Tensor) -> Tensor:
 
 def _on_pixels(network: LPIPS, rounding: str, reconstructions: Tensor, originals: Tensor) -> Tensor:
     return network(from_pixels(to_pixels(reconstructions, rounding)), originals)
-
-
-def _too_small(smallest: int, size: Sequence[int]) -> str:
-    return f"needs sides of at least {smallest} pixels, images have {size[0]}x{size[1]}"

@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from vistok.data import DataModule
+from vistok.data.module import refuse_native
 from vistok.evaluation.examples import draw
 from vistok.evaluation.models import device_of, open_models
 from vistok.evaluation.report import write_text
@@ -166,6 +167,7 @@ def probe_bundle(config: Any, folder: Path, command: str) -> dict[str, float]:
         raise ValueError(f"{name} is no tokenizer of vistok: a probe needs features or codes")
     tokenizer.to(pick_device(config.device))
     data: DataModule = instantiate(config.data, _convert_="all")
+    refuse_native(data)
     options = {"features": config.features, "pooling": config.pooling}
     source = Source(data)
     tested = collect(tokenizer, source, **options)

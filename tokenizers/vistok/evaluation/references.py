@@ -148,7 +148,7 @@ class References:
 
     Args:
         size: Image size ``(H, W)`` in pixels.
-        grid: Grid of the tokenizer for this size; empty for a model that tells none.
+        grid: Grid of the tokenizer for this size; empty for a model that tells none, None for images of several sizes.
         channels: Channels of the images.
         bits_per_pixel: Rate of the tokenizer; infinite for continuous ones.
 
@@ -156,10 +156,10 @@ class References:
         missing: Codecs that do not apply, and why.
     """
 
-    def __init__(self, size: Sequence[int], grid: Sequence[int], channels: int, bits_per_pixel: float) -> None:
+    def __init__(self, size: Sequence[int], grid: Sequence[int] | None, channels: int, bits_per_pixel: float) -> None:
         self.codecs: list[Codec] = []
         self.missing: dict[str, str] = {}
-        if len(grid) == 2:
+        if grid is not None and len(grid) == 2:
             self.codecs.append(Bicubic(grid))
             if math.isfinite(bits_per_pixel):
                 # From the rate of the whole image, because a multi-scale tokenizer has more tokens than grid positions.
@@ -169,6 +169,7 @@ class References:
                 self.missing["same-rate patch colour"] = "a continuous tokenizer has no rate to match"
         else:
             reason = f"the grid {tuple(grid)} is not two-dimensional" if grid else "this model tells no grid"
+            reason = "images have several sizes" if grid is None else reason
             self.missing["same-rate patch colour"] = self.missing["bicubic"] = reason
         if channels in (1, 3):
             self.codecs.append(JPEG())

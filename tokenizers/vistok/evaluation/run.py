@@ -59,7 +59,14 @@ def evaluate_models(config: Any, folder: Path, command: str) -> dict[str, Any]:
     if not models:
         raise ValueError("models=[] names no model: models=[runs/a,runs/b]")
     rules: Protocol = instantiate(config.protocol, _convert_="all")
-    data: DataModule = instantiate(config.data, **data_settings(rules, config.data), _convert_="all")
+    settings = data_settings(rules, config.data)
+    if settings and config.data.get("native") is not None:
+        resizes = ", ".join(f"{name}={value}" for name, value in settings.items())
+        raise ValueError(
+            f"protocol={rules.name} resizes pictures ({resizes}), data.native={config.data.native} leaves them as they "
+            "are: leave out one of them"
+        )
+    data: DataModule = instantiate(config.data, **settings, _convert_="all")
     text_encoder = instantiate(config.text_encoder)
     if text_encoder is not None and not any(takes_texts(model) for model in models):
         raise ValueError("text_encoder= has no effect: none of the models decodes with the help of texts")

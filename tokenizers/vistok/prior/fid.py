@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from vistok.data import decode_image, to_uint8
+from vistok.data.module import refuse_native
 from vistok.hub.files import sha256
 from vistok.metric.distances import Frechet, read_statistics, set_reference
 from vistok.metric.extractor import Extractor
@@ -131,5 +132,6 @@ def read_pictures(data: Any, size: Sequence[int]) -> Iterator[Tensor]:
     if height != width:
         raise ValueError(f"data gives square pictures, the samples are {height} x {width}: set fid_reference=FILE.npz")
     module = instantiate(data, image_size=width, eval_size=width, channels=channels, _convert_="all")
+    refuse_native(module)
     for batch in module.eval_dataloader():
         yield to_uint8(batch["images"])

@@ -31,6 +31,7 @@ from vistok.config import config_of
 from vistok.data import BadSample, DataModule, WebDatasetData, to_model_range, to_uint8
 from vistok.data.bad_samples import BadSampleLog
 from vistok.data.collate import Batch, Sample
+from vistok.data.module import refuse_native
 from vistok.evaluation.run import pick_device
 from vistok.hub.bundle import WEIGHTS_FILE, find_bundle, load
 from vistok.hub.files import atomic_write, sha256
@@ -426,6 +427,7 @@ def export_from_config(config: Any) -> Manifest | None:
     enlarged = int(side * config.ten_crop_scale) if config.views == "ten_crop" else side
     settings |= {"image_size": side, "eval_size": enlarged, "channels": tokenizer.channels}
     data: DataModule = instantiate(settings, _convert_="all")
+    refuse_native(data)
     identity = {
         "weights": sha256(bundle / WEIGHTS_FILE),
         "data": {key: value for key, value in settings.items() if key not in INDIFFERENT},
