@@ -10,6 +10,7 @@ SUBCOMMANDS = {
     "probe": "tell classes from the features or codes of a tokenizer",
     "convert": "make a bundle of a published checkpoint",
     "list": "list the published tokenizers that vistok loads",
+    "weights": "fetch the networks of losses and metrics into a folder",
     "compare": "show saved evaluations side by side",
     "shards": "write pictures into tar shards for data=webdataset",
     "export-tokens": "encode a data set, for a generator to train on",

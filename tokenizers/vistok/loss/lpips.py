@@ -5,7 +5,8 @@ https://arxiv.org/abs/1801.03924, version 0.1. Differences from the authors' pac
 (theirs is active whenever a parent calls ``train()``), and no gradient to the second argument.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,9 +78,8 @@ class LPIPSTrunk(Frozen):
             raise ValueError(f"net must be vgg, alex or squeeze, got {net!r}")
         network = _NETWORKS[net]
         if weights == TORCHVISION:
-            published = get_weight(network.published)
-            tensors = published.get_state_dict(check_hash=True, weights_only=True, map_location="cpu")
-            file = Path(torch.hub.get_dir(), "checkpoints", Path(published.url).name)
+            tensors = _published_trunk(network)
+            file = Path(torch.hub.get_dir(), "checkpoints", Path(get_weight(network.published).url).name)
         else:
             file = _find(network.file, weights)
             tensors = load_file(file)
@@ -139,10 +139,10 @@ class LPIPS(Frozen):
     def __init__(self, net: str = "vgg", weights: str | Path | None = None) -> None:
         trunk = LPIPSTrunk(net, weights)
         if weights == TORCHVISION:
-            file = Path(torchmetrics.__file__).parent / f"functional/image/lpips_models/{net}.pth"
-            tensors = torch.load(file, map_location="cpu", weights_only=True)
+            file = _published_heads_file(net)
+            tensors = _published_heads(net)
         else:
-            file = _find(f"lpips_{net}_lin.safetensors", weights)
+            file = _find(_heads(net), weights)
             tensors = load_file(file)
         names = [f"lin{stage}.model.1.weight" for stage in range(len(_NETWORKS[net].taps))]
         _refuse_missing(names, tensors, file)
@@ -186,11 +186,37 @@ def _unit_length(features: Tensor) -> Tensor:
     return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + EPSILON)
 
 
+def published_files(net: str) -> dict[str, Callable[[], dict[str, Tensor]]]:
+    """Names of the files of a network in a folder of weights, and what gives the tensors of each.
+
+    The network is downloaded by torchvision unless its cache holds it; the 1x1 layers come with torchmetrics.
+    """
+    network = _NETWORKS[net]
+    return {network.file: partial(_published_trunk, network), _heads(net): partial(_published_heads, net)}
+
+
+def _published_trunk(network: _Network) -> dict[str, Tensor]:
+    tensors = get_weight(network.published).get_state_dict(check_hash=True, weights_only=True, map_location="cpu")
+    return {name: tensor for name, tensor in tensors.items() if name.startswith("features.")}
+
+
+def _published_heads(net: str) -> dict[str, Tensor]:
+    return torch.load(_published_heads_file(net), map_location="cpu", weights_only=True)
+
+
+def _published_heads_file(net: str) -> Path:
+    return Path(torchmetrics.__file__).parent / f"functional/image/lpips_models/{net}.pth"
+
+
+def _heads(net: str) -> str:
+    return f"lpips_{net}_lin.safetensors"
+
+
 def _find(name: str, weights: str | Path | None) -> Path:
     try:
         return find_weights(name, weights)
     except WeightsNotFoundError as error:
-        raise WeightsNotFoundError(f"{error}, or pass weights='torchvision' to download what is missing") from None
+        raise WeightsNotFoundError(f"{error}; in place of a folder, torchvision stands for its own weights") from None
 
 
 def _refuse_missing(names: Sequence[str], tensors: dict[str, Tensor], file: Path) -> None:

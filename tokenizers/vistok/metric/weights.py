@@ -1,4 +1,4 @@
-"""Where the pretrained networks of the metrics lie: one local folder, nothing is downloaded."""
+"""Where the pretrained networks of losses and metrics lie: one local folder, which ``vistok weights`` fills."""
 
 import os
 from pathlib import Path
@@ -21,7 +21,10 @@ def find_weights(name: str, folder: str | Path | None = None) -> Path:
         WeightsNotFoundError: If no folder is known or the folder does not hold the file.
     """
     folder = folder if folder is not None else os.environ.get(WEIGHTS_VARIABLE)
-    advice = f"pass weights='folder-with-{name}' or set the environment variable {WEIGHTS_VARIABLE} to that folder"
+    advice = (
+        "name a folder that has it by weights= (of a training loss: loss.lpips_weights=) or by the environment variable "
+        f"{WEIGHTS_VARIABLE} for all; `vistok weights FOLDER` fetches the usual files"
+    )
     if not folder:
         raise WeightsNotFoundError(f"no folder was given for {name}: {advice}")
     path = Path(folder) / name
