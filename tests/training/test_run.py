@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 
 import pytest
@@ -214,10 +215,39 @@ def test_a_checkpoint_of_another_data_order_is_refused(tiny, monkeypatch, overri
         train(config, other)
 
 
+@pytest.mark.parametrize("override", ["optimizer.lr=0.5", "scheduler.warmup_steps=1", "optimizer=lion"])
+def test_other_settings_of_the_optimiser_are_not_ignored_in_silence(tiny, monkeypatch, override):
+    config, folder = tiny("run")
+    checkpoint = interrupted(config, folder, 3, monkeypatch).checkpoint
+    config, other = tiny("other", override, f"ckpt={checkpoint}")
+    with pytest.raises(ValueError, match=r"would have no effect: .*pretrained.load=RUN. Checkpoint / now: (opt|sched)"):
+        train(config, other)
+
+
+def test_other_settings_that_a_resumed_run_follows_are_told(tiny, monkeypatch, caplog):
+    config, folder = tiny("run")
+    checkpoint = interrupted(config, folder, 3, monkeypatch).checkpoint
+    config, other = tiny("other", "loss.l1=0.25", f"ckpt={checkpoint}")
+    with caplog.at_level("INFO"):
+        train(config, other)
+    told = [message for message in caplog.messages if message.startswith("going on from step 3")]
+    assert len(told) == 1
+    assert re.search(r"\(checkpoint / now\): loss.l1=\S+ / 0.25$", told[0])
+
+
 def test_a_checkpoint_that_does_not_exist_is_named(tiny):
     config, folder = tiny("run", "ckpt=/nowhere/last.ckpt")
     with pytest.raises(FileNotFoundError, match=r"ckpt=/nowhere/last.ckpt is not a file"):
         train(config, folder)
+
+
+def test_a_run_folder_stands_for_its_last_checkpoint(tmp_path):
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"last.ckpt is not a file: pass a run folder or"):
+        run_module.find_checkpoint(str(tmp_path / "run"), tmp_path / "new")
+    torch.save({}, last)
+    assert run_module.find_checkpoint(str(tmp_path / "run"), tmp_path / "new") == last
 
 
 def test_a_checkpoint_with_a_pickle_inside_is_refused_and_not_executed(tiny, tmp_path):

@@ -1,6 +1,7 @@
 """Checkpoints that are whole or absent, and that load without executing anything."""
 
 import errno
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +54,13 @@ def read_checkpoint(path: Path, setting: str) -> dict[str, Any]:
     except Exception as error:  # of pickle, zip or torch, in many forms
         reason = str(error).splitlines()[0]
         raise ValueError(f"{setting}={path} is not a checkpoint that loads without executing code: {reason}") from error
+
+
+def differences(saved: Any, now: Any, where: str = "") -> Iterator[str]:
+    """What two plain configs have otherwise, as ``key=saved / now``; the preprocessing of tokenizers is left out."""
+    if isinstance(saved, dict) and isinstance(now, dict):
+        for key in sorted(saved.keys() | now.keys()):
+            if key != "preprocessing":
+                yield from differences(saved.get(key), now.get(key), f"{where}.{key}" if where else key)
+    elif saved != now:
+        yield f"{where}={saved} / {now}"

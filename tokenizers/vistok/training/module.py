@@ -3,7 +3,7 @@
 import json
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from vistok.loss.text import text_features
 from vistok.metric.codebook_usage import CodebookUsage
 from vistok.metric.image import psnr, to_frames
 from vistok.tokenizer import Reconstruction, Tokenizer
+from vistok.training.checkpoint import differences
 
 log = logging.getLogger(__name__)
 
@@ -453,18 +454,18 @@ class TokenizerModule(lightning.LightningModule):
         saved = json.loads(checkpoint.get("vistok_tokenizer", "null"))
         if saved is None:
             raise ValueError("this checkpoint was not written by vistok: ckpt= resumes runs of train.py only")
-        differences = list(_differences(saved, json.loads(json.dumps(config_of(self.tokenizer)))))
-        if differences:
+        changes = list(differences(saved, json.loads(json.dumps(config_of(self.tokenizer)))))
+        if changes:
             raise ValueError(
                 "the checkpoint was trained with another tokenizer; resume with the overrides of its run. "
-                "Checkpoint / now: " + "; ".join(differences)
+                "Checkpoint / now: " + "; ".join(changes)
             )
         saved = json.loads(checkpoint["vistok_discriminator"])
-        differences = list(_differences(saved, json.loads(json.dumps(self._discriminator_config()))))
-        if differences:
+        changes = list(differences(saved, json.loads(json.dumps(self._discriminator_config()))))
+        if changes:
             raise ValueError(
                 "the checkpoint was trained with another discriminator; resume with the overrides of its run. "
-                "Checkpoint / now: " + "; ".join(differences)
+                "Checkpoint / now: " + "; ".join(changes)
             )
         if (strategy := checkpoint.get("vistok_strategy", TokenizerModule.strategy_name)) != self.strategy_name:
             raise ValueError(
@@ -582,12 +583,3 @@ def set_random_states(states: Mapping[str, Any]) -> None:
         log.warning(
             "the checkpoint has random states of %d GPUs: the resumed run draws other random numbers", len(cuda)
         )
-
-
-def _differences(saved: Any, now: Any, where: str = "") -> Iterator[str]:
-    if isinstance(saved, dict) and isinstance(now, dict):
-        for key in sorted(saved.keys() | now.keys()):
-            if key != "preprocessing":
-                yield from _differences(saved.get(key), now.get(key), f"{where}.{key}" if where else key)
-    elif saved != now:
-        yield f"{where}={saved} / {now}"

@@ -24,13 +24,14 @@ from torch import nn
 
 import vistok
 from vistok.data import DataModule
+from vistok.data.module import refuse_native
 from vistok.evaluation.evaluate import evaluate
 from vistok.evaluation.report import write_report
 from vistok.evaluation.table import print_table
 from vistok.hub.files import atomic_write
 from vistok.loss import AdversarialLoss
 from vistok.metric.codebook_usage import CodebookUsage
-from vistok.training.callbacks import Throughput, WeightEMA
+from vistok.training.callbacks import KeptSettings, Throughput, WeightEMA
 from vistok.training.checkpoint import AtomicCheckpointIO, read_checkpoint
 from vistok.training.loggers import MetricsCSV, SafeLogger
 from vistok.training.module import TokenizerModule
@@ -72,6 +73,7 @@ def train(config: DictConfig, folder: Path, command: str | None = None) -> dict[
     check_trainer(config)
     lightning.seed_everything(config.seed, verbose=False)
     data: DataModule = instantiate(config.data, _convert_="all")
+    refuse_native(data)
     start = take_over(config)
     tokenizer = build_tokenizer(config, data)
     if start is not None:
@@ -108,7 +110,9 @@ def train(config: DictConfig, folder: Path, command: str | None = None) -> dict[
     try:
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     except ValueError:
-        if trainer.is_global_zero and first and not trainer.global_step:  # refused: the folder stays free for a next try
+        if (
+            trainer.is_global_zero and first and not trainer.global_step
+        ):  # refused: the folder stays free for a next try
             (folder / RECORD_FILE).unlink()
         raise
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -225,6 +229,7 @@ def make_trainer(config: DictConfig, folder: Path, checkpoint: Path | None = Non
     if settings["strategy"] == "fsdp":
         settings["strategy"] = ShardedStrategy()
     callbacks: list[Callback] = [instantiate(callback) for callback in config.callbacks.values() if callback]
+    callbacks.append(KeptSettings(config))
     loggers = make_loggers(config, checkpoint)
     if not loggers:
         # Lightning's monitor refuses to run without a logger.
@@ -364,19 +369,23 @@ def find_checkpoint(ckpt: str | None, folder: Path) -> Path | None:
     """Path of the checkpoint to go on from, once it is known to load; None to begin.
 
     Args:
-        ckpt: A path; ``"auto"`` for the last checkpoint in `folder`, if there is one.
+        ckpt: A checkpoint, or a run folder for its last one; ``"auto"`` for the last one in `folder`, if there is one.
         folder: Run folder.
 
     Raises:
-        FileNotFoundError: If `ckpt` is a path and not one of a file.
+        FileNotFoundError: If `ckpt` is a path and there is no checkpoint.
         ValueError: If it cannot be loaded without executing code.
     """
-    path = folder / "checkpoints" / "last.ckpt" if ckpt == "auto" else ckpt and Path(ckpt)
-    if not path or (ckpt == "auto" and not path.exists()):
+    if not ckpt:
         return None
+    path = folder if ckpt == "auto" else Path(ckpt).expanduser()
+    if path.is_dir():
+        path = path / "checkpoints" / "last.ckpt"
     if not path.is_file():
+        if ckpt == "auto":
+            return None
         raise FileNotFoundError(
-            f"ckpt={path} is not a file: pass runs/.../checkpoints/last.ckpt, or leave ckpt out to start anew"
+            f"ckpt={path} is not a file: pass a run folder or a file in its checkpoints/, or leave ckpt out to start anew"
         )
     read_checkpoint(path, "ckpt")
     return path
