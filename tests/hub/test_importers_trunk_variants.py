@@ -55,6 +55,13 @@ def test_the_architecture_is_read_from_the_tensors(tmp_path, name, family, score
     assert tokenizer.preprocessing["channels"] == images.shape[1]
 
 
+def test_chameleon_is_the_trunk_without_attention_but_in_the_middle(tmp_path):
+    original = Taming(ch_mult=(1, 1, 2, 2), attn_resolutions=[], num_res_blocks=2, n_embed=256)
+    indices = original.indices(pictures(), closeness)
+    tokenizer = imported("chameleon", {"state_dict": original.state_dict()}, tmp_path)
+    assert_same(tokenizer, pictures(), indices, original.images(indices))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(("dim", "changes"), [(4, {}), (6, {"ch_mult": (2, 2), "attn_resolutions": []})])
 def test_autoencoders_with_a_kl_term_keep_the_mean(tmp_path, dim, changes):
@@ -642,6 +649,46 @@ def test_a_variant_is_taken_where_it_is_alone_and_folders_of_a_pipeline_are_name
     assert_same(import_checkpoint(folder), images, indices, decoded)
     with pytest.raises(FileNotFoundError, match="pass one of its folders vqvae"):
         import_checkpoint(tmp_path / "pipeline")
+
+
+class SpatialNorm(torch.nn.Module):
+    """Of SBER-MoVQGAN's decoder: a group normalisation that the codes scale and shift, by its names of tensors."""
+
+    codes: torch.Tensor
+
+    def __init__(self, norm, embed_dim):
+        super().__init__()
+        self.norm_layer = norm
+        self.conv_y, self.conv_b = (torch.nn.Conv2d(embed_dim, norm.num_channels, 1) for _ in range(2))
+
+    def forward(self, features):
+        codes = torch.nn.functional.interpolate(SpatialNorm.codes, features.shape[-2:], mode="nearest")
+        return self.norm_layer(features) * self.conv_y(codes) + self.conv_b(codes)
+
+
+MOVQ = {
+    "default": {},
+    "attention everywhere": {"ch_mult": (1, 1, 2), "attn_resolutions": [32, 16, 8], "num_res_blocks": 2},
+    "four channels of codes": {"embed_dim": 4, "z_channels": 4, "n_embed": 100, "ch_mult": (1, 2, 2)},
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", MOVQ)
+def test_movq_is_reproduced_and_recognised(tmp_path, name):
+    original = Taming(**MOVQ[name])
+    embed_dim = original.quantize.embedding.embedding_dim
+    for module in list(original.decoder.modules()):
+        for child, norm in list(module.named_children()):
+            if isinstance(norm, torch.nn.GroupNorm) and not isinstance(module, SpatialNorm):
+                setattr(module, child, SpatialNorm(norm, embed_dim))
+    randomise(original.decoder, seed=3)
+    indices = original.indices(pictures(), closeness)
+    SpatialNorm.codes = original.quantize.embedding(indices).movedim(-1, 1)
+    decoded = original.images(indices)
+    imported("movq", {"state_dict": original.state_dict()}, tmp_path)
+    # With spatial normalisation the original differs from itself in double precision by more than PIXELS.
+    assert_same(import_checkpoint(tmp_path / "checkpoint.pt"), pictures(), indices, decoded, ROUNDED)
 
 
 def test_spatial_normalisation_that_convolves_the_codes_is_refused(tmp_path):
