@@ -345,3 +345,18 @@ def test_a_part_that_cannot_be_described_is_refused_before_anything_is_written(t
     with pytest.raises(TypeError, match="Tensor cannot be written into a config"):
         vistok.save(tokenizer, tmp_path / "b")
     assert not (tmp_path / "b").exists()
+
+
+def test_a_family_that_does_not_exist_is_named_with_a_similar_one(bundle):
+    with pytest.raises(ValueError, match=r"no family 'llamagn' .*did you mean llamagen\?"):
+        vistok.load("llamagn:vq-16", path=bundle / "model.safetensors")
+
+
+def test_a_bundle_is_not_taken_for_a_checkpoint_of_another_program(bundle):
+    with pytest.raises(ValueError, match=r"is a bundle of vistok: load it by vistok.load\('"):
+        vistok.load("llamagen:vq-16", path=bundle)
+
+
+def test_the_card_of_a_run_has_the_name_of_the_run(tmp_path):
+    vistok.save(make(), tmp_path / "photos-fsq" / "bundle")
+    assert "\n# photos-fsq\n" in (tmp_path / "photos-fsq" / "bundle" / "README.md").read_text()

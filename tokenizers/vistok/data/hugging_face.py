@@ -140,7 +140,7 @@ def _open(
     try:
         import datasets  # pyright: ignore[reportMissingImports] - an optional extra
     except ImportError as error:
-        raise ImportError("Hugging Face data sets need the library datasets: pip install 'vistok[hf]'") from error
+        raise ImportError("Hugging Face data sets need the library datasets: pip install datasets") from error
     folder = Path(name).expanduser()
     try:
         if any((folder / file).is_file() for file in ("dataset_dict.json", "state.json")):

@@ -239,7 +239,7 @@ def import_av() -> Any:
     try:
         return import_module("av")
     except ImportError as error:
-        raise ImportError("video files are read by PyAV: pip install 'vistok[video]'") from error
+        raise ImportError("video files are read by PyAV: pip install av") from error
 
 
 def _duration(container: Any, stream: Any) -> Fraction:

@@ -4,6 +4,7 @@ Loading executes nothing that the folder brings along: the config may only name 
 safetensors files hold nothing but tensors.
 """
 
+import difflib
 import json
 import math
 import tempfile
@@ -66,7 +67,9 @@ def save(
     with atomic_folder(folder, overwrite=overwrite) as temporary:
         (temporary / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
         save_file(tensors, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
-        (temporary / CARD_FILE).write_text(model_card(tokenizer, folder.name, measured or {}, origin or {}))
+        # The bundle of a run is best known by the name of the run.
+        name = folder.absolute().parent.name if folder.name == "bundle" else folder.name
+        (temporary / CARD_FILE).write_text(model_card(tokenizer, name, measured or {}, origin or {}))
     return folder
 
 
@@ -102,9 +105,16 @@ def load(
         FileNotFoundError: If there is no bundle at `source`.
         ValueError: If a file is foreign, truncated or does not fit the config, or an argument has no effect.
     """
+    family, colon, _ = str(source).partition(":")
+    if path is not None and colon and family not in FAMILIES:
+        similar = difflib.get_close_matches(family, FAMILIES)
+        hint = f"; did you mean {similar[0]}?" if similar else ""
+        raise ValueError(f"no family {family!r} of published checkpoints: choose one of {', '.join(FAMILIES)}{hint}")
     hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only or None}
-    if str(source).split(":")[0] in FAMILIES and not Path(source).exists():
+    if family in FAMILIES and not Path(source).exists():
         if path is not None:
+            if is_bundle(Path(path)):
+                raise ValueError(f"{path} is a bundle of vistok: load it by vistok.load({str(path)!r})")
             refuse_vain(f"the local {path}", hub)
         tokenizer = import_pretrained(str(source), path, weights=weights, hub=hub, **options)
     else:
@@ -239,6 +249,15 @@ def find_bundle(source: str | Path, hub: Mapping[str, Any] = {}) -> Path:
             f"no folder {folder.absolute()}, and the hub repository {name!r} could not be fetched "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no details'})"
         ) from error
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder holds what `save` writes; other programs have a ``config.json`` too."""
+    try:
+        read_config(folder / CONFIG_FILE)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def push_to_hub(

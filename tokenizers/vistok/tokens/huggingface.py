@@ -3,7 +3,7 @@
 The vocabulary grows by two marks, begin and end of an image, and by the tokenizer's ids, one range per codebook. An
 image is one span of a sequence: begin, its tokens in the order of `vistok.Tokenizer.flatten`, end.
 
-Needs ``pip install vistok[text]``, which brings ``transformers``.
+Needs ``transformers``, of the extra ``text``.
 """
 
 import math
