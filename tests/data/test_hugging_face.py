@@ -228,7 +228,7 @@ def test_missing_library_says_what_to_install(monkeypatch):
         return original(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without_datasets)
-    with pytest.raises(ImportError, match=r"pip install 'vistok\[hf\]'"):
+    with pytest.raises(ImportError, match=r"pip install datasets"):
         HuggingFaceSet("owner/name")
 
 

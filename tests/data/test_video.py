@@ -211,7 +211,7 @@ def test_missing_library_is_named_with_what_installs_it(tmp_path, monkeypatch):
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     monkeypatch.setattr("vistok.data.video.import_module", absent)
-    with pytest.raises(ImportError, match=r"pip install 'vistok\[video\]'"):
+    with pytest.raises(ImportError, match=r"pip install av"):
         read(path)
 
 

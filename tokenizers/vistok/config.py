@@ -153,7 +153,7 @@ def build(config: Mapping[str, Any]) -> Any:
 
 
 def refuse_foreign_targets(config: Any, where: str = "config") -> None:
-    """Raise a ValueError if any ``_target_`` below `config` is not a module class of vistok or one given to `register`."""
+    """Raise a ValueError if any ``_target_`` below `config` names no module class of vistok or of `register`."""
     if isinstance(config, Mapping):
         if "_target_" in config:
             resolve(config["_target_"], where)
