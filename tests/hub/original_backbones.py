@@ -240,10 +240,12 @@ class Cosmos(nn.Module):
         channels=3,
         variance=False,
         width=32,
+        depth=None,
     ):
         super().__init__()
         model = pytest.importorskip("taming.modules.diffusionmodules.model")
         self.halvings, self.patch, self.method, self.levels, self.variance = halvings, patch, method, levels, variance
+        self.depth = depth
         widths = [width * each for each in multipliers]
         count = len(widths)
 
@@ -320,6 +322,15 @@ class Cosmos(nn.Module):
             rows, table = features.movedim(1, -1), self.quantizer.embedding.weight
             indices = torch.cdist(rows.flatten(1, 2).double(), table.double()).argmin(-1)
             return indices, table[indices].mT.view_as(features)
+        if self.depth is None:
+            return self.quantize(features)
+        indices, total = [], 0
+        for _ in range(self.depth):
+            stage_indices, codes = self.quantize(features - total)
+            indices, total = [*indices, stage_indices], total + codes
+        return torch.stack(indices, -1), total
+
+    def quantize(self, features):
         levels = torch.tensor(self.levels).view(-1, 1, 1)
         half = (levels - 1) * (1 + 1e-3) / 2
         offset = torch.where(levels % 2 == 0, 0.5, 0.0)

@@ -246,6 +246,8 @@ COSMOS = {
     "no patches": {"patch": 1, "halvings": 2},
     "a codebook": {"codes": 64, "dim": 5},
     "one channel": {"channels": 1, "patch": 4},
+    "residual scalars": {"depth": 3},
+    "residual scalars of other levels": {"depth": 2, "dim": 4, "levels": (7, 5, 5, 3)},
 }
 DI = (8, 8, 8, 5, 5, 5)
 
@@ -264,13 +266,19 @@ def test_cosmos_is_reproduced(tmp_path, name, constants):
         wavelets = torch.ones(2) if original.method == "rearrange" else torch.full((2,), 0.5**0.5)
         weights |= {f"encoder.patcher.{each}": torch.arange(2) for each in ("_arange",)}
         weights |= {"encoder.patcher.wavelets": wavelets, "decoder.unpatcher.wavelets": wavelets}
-        if "codes" not in changes:
-            weights |= {"quantizer._levels": torch.tensor(original.levels), "quantizer._basis": torch.ones(6)}
+        stages = [""] if original.depth is None else [f"layers.{number}." for number in range(original.depth)]
+        for stage in stages if "codes" not in changes else ():
+            weights |= {
+                f"quantizer.{stage}_levels": torch.tensor(original.levels),
+                f"quantizer.{stage}_basis": torch.ones(6),
+            }
     else:
         if "codes" not in changes and original.levels != DI:
             options["levels"] = list(original.levels)
         if original.method == "rearrange":
             options["patching"] = "fold"
+        if original.depth is not None:
+            options["num_quantizers"] = original.depth
     tokenizer = imported("cosmos", weights, tmp_path, **options)
     assert_same(tokenizer, images, indices, original.decode(codes), used=5)
 
@@ -314,9 +322,6 @@ def test_cosmos_asks_for_levels_that_tensors_do_not_tell(tmp_path):
         imported("cosmos", Cosmos(z_channels=6).state_dict(), tmp_path)
     with pytest.raises(ValueError, match=r"levels=\[8, 8\] are of 2 channels, but the codes have 5"):
         imported("cosmos", weights, tmp_path, levels=[8, 8])
-    residual = {**weights, "quantizer.layers.0._levels": torch.tensor([8] * 5)}
-    with pytest.raises(ValueError, match=r"residual finite scalars \(quantizer=RESFSQ\), which are not supported"):
-        imported("cosmos", residual, tmp_path)
 
 
 VIT_VQGANS = {

@@ -469,3 +469,19 @@ def test_revived_rows_of_a_shared_codebook_are_reported():
     ((parameter, rows),) = quantizer.touched_codes
     assert parameter is quantizer.part(0).table
     assert len(rows)
+
+
+def test_unscaled_stages_see_the_rest_as_it_is():
+    stage = FSQ([8, 5], form="atanh").eval()
+    quantizer = ResidualQuantizer(stage, 3, scaled=False).eval()
+    rest = features = 2 * torch.randn(2, 2, 3, 5)
+    for number, indices in enumerate(quantizer(features).indices.unbind(-1)):
+        codes = stage(rest).codes
+        assert torch.equal(indices, stage(rest).indices), number
+        rest = rest - codes
+    assert not torch.equal(ResidualQuantizer(stage, 3).eval()(features).indices, quantizer(features).indices)
+
+
+def test_codebooks_have_no_range_that_could_be_left_unscaled():
+    with pytest.raises(ValueError, match="scaled=false has no effect"):
+        learned(scaled=False)

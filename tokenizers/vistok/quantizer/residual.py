@@ -62,6 +62,8 @@ class ResidualQuantizer(PositionwiseComposite):
         dim: Channels.
         levels: Of each stage.
         bits: Of each stage.
+        scaled: Whether later stages of a fixed range see the rest enlarged to it, see above; false: as it is, and the
+            features are not limited (the residual FSQ of Cosmos).
         seed: Seed of the stages and of the dropout.
 
     Raises:
@@ -85,6 +87,7 @@ class ResidualQuantizer(PositionwiseComposite):
         dim: int | None = None,
         levels: Sequence[int] | None = None,
         bits: int | None = None,
+        scaled: bool = True,
         seed: int = 0,
     ) -> None:
         check_count("depth", depth, 1)
@@ -112,8 +115,14 @@ class ResidualQuantizer(PositionwiseComposite):
         self.gradient = gradient
         self.beam = beam
         factors = torch.tensor([(1.0,) * self.dim, *(stage.stage_factors for stage in stages[:-1])])
-        self.register_buffer("_scales", factors.cumprod(0), persistent=False)
         limits = stages[0].stage_limits
+        if not scaled:
+            if limits is None and bool((factors == 1).all()):
+                raise ValueError(
+                    "scaled=false has no effect: stages without a fixed range see the rest as it is anyway"
+                )
+            factors, limits = torch.ones_like(factors), None
+        self.register_buffer("_scales", factors.cumprod(0), persistent=False)
         self.register_buffer("_limits", None if limits is None else torch.tensor(limits), persistent=False)
 
     @property

@@ -15,7 +15,7 @@ from vistok.encoder import CosmosEncoder
 from vistok.hub.importers.base import Checkpoint, Family, Published, codebook, fill, square_root
 from vistok.hub.importers.convolutional import keep_mean
 from vistok.hub.importers.trunk import Dialect, Trunk, describe, take_projections, take_trunk
-from vistok.quantizer import FSQ, Identity, Quantizer
+from vistok.quantizer import FSQ, Identity, Quantizer, ResidualQuantizer
 from vistok.tokenizer import Tokenizer
 
 LEVELS = (8, 8, 8, 5, 5, 5)
@@ -26,7 +26,7 @@ def convert(checkpoint: Checkpoint) -> Tokenizer:
 
     TorchScript also holds the levels of the scalars and the wavelets of the patches. For other files there are the
     options ``levels`` (without it six channels are those of the published models; an empty list for continuous codes)
-    and ``patching`` (``haar`` or ``fold``).
+    and ``patching`` (``haar`` or ``fold``), and for residual scalars ``num_quantizers``.
     """
     patching = checkpoint.option("patching", _patching(checkpoint))
     quantizer, state = _quantizer(checkpoint)
@@ -55,10 +55,10 @@ def _quantizer(checkpoint: Checkpoint) -> tuple[Quantizer, dict[str, Tensor]]:
     if "quantizer.embedding.weight" in checkpoint:
         table = checkpoint.take("quantizer.embedding.weight")
         return codebook(table), {"quantizer.table": table}
-    if any(re.search(r"quantizer\.layers\.\d", name) for name in checkpoint.tensors):
-        raise ValueError("it has residual finite scalars (quantizer=RESFSQ), which are not supported")
-    stored = [checkpoint.take(name) for name in list(checkpoint.tensors) if name.endswith("quantizer._levels")]
-    checkpoint.drop("*quantizer._basis", "*quantizer.implicit_codebook")
+    stages = {match[1] for name in checkpoint.tensors if (match := re.search(r"quantizer\.layers\.(\d+)\.", name))}
+    constants = [name for name in checkpoint.tensors if re.search(r"quantizer\.(layers\.\d+\.)?_levels$", name)]
+    stored = [checkpoint.take(name) for name in constants]
+    checkpoint.drop("*quantizer*._basis", "*quantizer*.implicit_codebook")
     dim, z_channels = checkpoint.shape("quant_conv.weight")[:2]
     published = dim == len(LEVELS) and dim != z_channels
     known = stored[0].tolist() if stored else LEVELS if published else None
@@ -67,7 +67,9 @@ def _quantizer(checkpoint: Checkpoint) -> tuple[Quantizer, dict[str, Tensor]]:
     if levels:
         if len(levels) != dim:
             raise ValueError(f"levels={list(levels)} are of {len(levels)} channels, but the codes have {dim}")
-        return FSQ([int(level) for level in levels], form="atanh"), {}
+        stage = FSQ([int(level) for level in levels], form="atanh")
+        depth = checkpoint.option("num_quantizers", len(stages))
+        return (ResidualQuantizer(stage, depth, scaled=False) if depth else stage), {}
     if variance:
         return keep_mean(checkpoint), {}
     # Continuous models have as many channels before the convolution as behind it; of six both are possible.
