@@ -44,7 +44,7 @@ def product_with(weights: Sequence[Tensor], num_rows: int) -> Product:
         weights: All of one device and dtype.
         num_rows: For which the order is chosen; products of other numbers of rows are equal, but slower.
     """
-    if not weights or weights[0].device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if not weights or weights[0].device.type != "cpu" or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return multiply
     if weights[0].dtype == torch.bfloat16:
         packs = num_rows > 1 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
