@@ -160,3 +160,77 @@ def test_texts_for_a_decoder_that_takes_none_are_an_error(tokenizer):
     codes = tokenizer.encode(images(8, 8)).codes
     with pytest.raises(ValueError, match="CNNDecoder takes no texts: leave out texts="):
         tokenizer.decode(codes, texts=torch.zeros(2, 3, 4))
+
+
+@pytest.mark.parametrize(("shape", "size"), [((2, 24), None), ((2, 24), (32, 48)), ((24,), None), ((4, 6), None)])
+def test_flattened_indices_are_answered_with_how_to_unflatten_them(tokenizer, shape, size):
+    message = (
+        r"indices must be \(b, h, w\), got \(.*\): call unflatten\(ids, size=\(H, W\)\) first if they are flattened, "
+    )
+    message += r"add the batch axis by indices\[None\] if"
+    with pytest.raises(ValueError, match=message):
+        tokenizer.decode_indices(torch.zeros(shape, dtype=torch.int64), size)
+
+
+def test_indices_of_too_many_axes_are_an_error(tokenizer):
+    with pytest.raises(ValueError, match=r"indices must be \(b, h, w\), got \(2, 1, 4, 6\)$"):
+        tokenizer.decode_indices(torch.zeros(2, 1, 4, 6, dtype=torch.int64))
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_codes_without_a_map_are_an_error(tokenizer):
+    with pytest.raises(ValueError, match=r"CNNDecoder takes features \(b, e, h, w\), got a grid \(24,\)"):
+        tokenizer.decode(tokenizer.encode(images(32, 48)).codes.flatten(2))
+
+
+def test_an_int_is_the_side_of_a_square(tokenizer):
+    quantized = tokenizer.encode(images(16, 16))
+    ids = tokenizer.flatten(quantized.indices)
+    assert tokenizer.grid(16) == (2, 2)
+    assert tokenizer.sequence_length(16) == 4
+    assert tokenizer.bits_per_pixel(16) == tokenizer.bits_per_pixel((16, 16))
+    assert torch.equal(tokenizer.unflatten(ids, size=16), quantized.indices)
+    assert torch.equal(tokenizer.decode_indices(quantized.indices, 16), tokenizer.decode(quantized.codes, (16, 16)))
+
+
+@pytest.mark.parametrize(
+    ("method", "field"),
+    [("decode", "codes"), ("decode_indices", "indices"), ("indices_to_codes", "indices"), ("flatten", "indices")],
+)
+@pytest.mark.usefixtures("without_type_checks")
+def test_all_that_encode_returns_in_the_place_of_a_field_is_answered_with_the_field(tokenizer, method, field):
+    with pytest.raises(ValueError, match=rf"pass quantized\.{field}"):
+        getattr(tokenizer, method)(tokenizer.encode(images(16, 16)))
+
+
+def test_images_from_0_to_255_are_refused_in_evaluation(tokenizer):
+    batch = (images(16, 16) + 1) * 127.5
+    with pytest.raises(
+        ValueError, match=r"images must be floats in \[-1, 1\], got values from .* use images / 127.5 - 1"
+    ):
+        tokenizer.encode(batch)
+    assert torch.isfinite(tokenizer.train()(batch).images).all()  # where looking would make a GPU wait
+
+
+def test_tokens_of_a_sequence_are_flat_already():
+    sizes = {"patch_size": 8, "image_size": 16, "num_tokens": 5, "width": 16, "depth": 1, "num_heads": 2}
+    tokenizer = vistok.Tokenizer(
+        vistok.encoder.TiTokEncoder(**sizes), FSQ((8, 5)), vistok.decoder.TiTokDecoder(**sizes)
+    ).eval()
+    indices = tokenizer.encode(images(16, 16)).indices
+    assert tokenizer.decode_indices(tokenizer.flatten(indices), (16, 16)).shape == (2, 3, 16, 16)
+    with pytest.raises(
+        ValueError, match=r"indices must be \(b, n\), got \(5,\): add the batch axis by indices\[None\]"
+    ):
+        tokenizer.decode_indices(indices[0], (16, 16))
+
+
+def test_a_video_takes_indices_of_its_frames_or_of_one():
+    sizes = {"base_channels": 32, "num_blocks": 1}
+    tokenizer = vistok.Tokenizer(
+        vistok.encoder.Causal3DEncoder(**sizes), FSQ((8, 5)), vistok.decoder.Causal3DDecoder(**sizes)
+    ).eval()
+    with pytest.raises(
+        ValueError, match=r"\(b, t, h, w\) or \(b, h, w\), got \(2, 8\): .*unflatten\(ids, size=\(T, H, W\)"
+    ):
+        tokenizer.decode_indices(torch.zeros(2, 8, dtype=torch.int64))

@@ -258,3 +258,17 @@ def test_weight_decay_leaves_codebooks_alone():
     assert not changed & tables
     assert "quantizer.map.weight" in changed
     assert make(FSQ((5, 5))).no_weight_decay() == set()
+
+
+@pytest.mark.parametrize(
+    ("layout", "shape", "message"),
+    [
+        ("several codebooks", (2, 6), r"\(b, h, w, depth\), got \(2, 6\): call unflatten"),
+        ("several codebooks", (2, 3, 3), r"\(b, h, w, depth\), got \(2, 3, 3\): call unflatten"),
+        ("scales", (7,), r"\(b, length\), got \(7,\): add the batch axis by indices\[None\]"),
+        ("scales of several codebooks", (2, 21), r"\(b, length, depth\), got \(2, 21\): call unflatten"),
+    ],
+)
+def test_indices_of_a_wrong_number_of_axes_are_answered_with_the_axes_of_the_layout(layout, shape, message):
+    with pytest.raises(ValueError, match=f"indices must be {message}"):
+        make(Digits(**LAYOUTS[layout])).decode_indices(torch.zeros(shape, dtype=torch.int64))

@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from vistok.quantizer.base import check_indices, log2_of_product
+from vistok.quantizer.base import check_features, check_indices, log2_of_product
+
+
+def test_channels_on_the_last_axis_are_answered_with_what_to_pass():
+    with pytest.raises(ValueError, match=r"Q takes features \(b, 4, \*grid\), got \(2, 64, 4\): .*movedim\(-1, 1\)"):
+        check_features(torch.zeros(2, 64, 4), 4, "Q", finite=True)
 
 
 @pytest.mark.parametrize(

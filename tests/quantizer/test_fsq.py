@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import jaxtyping
 import pytest
@@ -296,9 +297,11 @@ def test_it_compiles_into_one_graph(form, bound, training, monkeypatch):
         torch.testing.assert_close(got.codes, expected.codes)
 
 
-@pytest.mark.parametrize("levels", [[], [1, 5], [2, 5], [True, 5]])
+@pytest.mark.parametrize("levels", [[], [1, 5], [2, 5], [True, 5], 8, "abc", "88"])
+@pytest.mark.usefixtures("without_type_checks")
 def test_impossible_levels_are_an_error(levels):
-    with pytest.raises(ValueError, match=r"levels must be a list of integers of at least 3, such as \[8,5,5,5\]"):
+    message = f"levels must be a list of integers of at least 3, such as [8,5,5,5]; got {levels!r}"
+    with pytest.raises(ValueError, match=re.escape(message)):
         FSQ(levels)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from vistok.quantizer import DualVectorQuantizer, VectorQuantizer
@@ -163,11 +164,14 @@ def test_random_choices_leave_the_global_random_state_alone():
             "init must be one of normal, scaled_normal, sphere, uniform, batch, kmeans, file; got 'zeros'",
         ),
         ({"distance": "manhattan"}, "distance must be one of euclidean, cosine, dot, linear; got 'manhattan'"),
-        ({"decay": 0.9}, "decay=0.9 has no effect here: write decay=null, or change one of table=learned"),
-        ({"table": "ema", "codebook_weight": 1.0}, "codebook_weight=1.0 has no effect here"),
-        ({"temperature": 0.5}, "temperature=0.5 has no effect here"),
+        ({"decay": 0.9}, "decay=0.9 has no effect without table=ema or a revival: choose that, or write decay=null"),
+        ({"decay": 0}, "decay=0 has no effect without table=ema or a revival"),
+        ({"projection_bias": False}, "projection_bias=False has no effect without projection=linear"),
+        ({"table": "ema", "codebook_weight": 1.0}, "codebook_weight=1.0 has no effect without table=learned or a"),
+        ({"temperature": 0.5}, "temperature=0.5 has no effect without gradient=soft"),
         ({"gradient": "soft", "temperature": -1}, "temperature must be positive, got -1"),
-        ({"table_dim": 4}, "table_dim=4 has no effect here"),
+        ({"table_dim": 4}, "table_dim=4 has no effect without projection=linear"),
+        ({"init": "file"}, "init=file needs codebook_file=PATH"),
         ({"gradient": "soft", "assignment": "sinkhorn"}, "gradient=soft needs the scores of every code"),
         ({"gradient": "soft", "table": "ema"}, "use table=learned"),
         ({"distance": "linear"}, "gradient=soft only"),
@@ -422,7 +426,7 @@ def test_gumbel_noise_follows_the_global_random_state():
 
 
 def test_optimal_transport_spreads_features_that_share_a_nearest_code():
-    quantizer = VectorQuantizer(16, 4, assignment="sinkhorn").train()
+    quantizer = VectorQuantizer(16, 4, assignment="sinkhorn", init="normal").train()
     rows = 0.1 * torch.randn(160, 4) + quantizer.table[0].detach()
     spread = run(quantizer, rows)[1].unique()
     assert len(run(quantizer.eval(), rows)[1].unique()) < 4
@@ -523,14 +527,12 @@ def test_a_codebook_file_becomes_the_table(tmp_path, suffix):
         ("missing.npy", "missing.npy does not exist"),
         ("table.pt", "must end in .safetensors or .npy, got table.pt"),
         ("table.npy", r"has shape \(7, 3\), but codebook_size and table_dim ask for \(8, 3\)"),
-        (None, "init=file needs codebook_file=PATH"),
     ],
 )
 def test_a_codebook_file_that_does_not_fit_is_named(tmp_path, name, message):
     (tmp_path / "table.pt").touch()
     np.save(tmp_path / "table.npy", np.zeros((7, 3), np.float32))
-    path = str(tmp_path / name) if name else None
-    quantizer = VectorQuantizer(8, 3, table="frozen", init="file", codebook_file=path).train()
+    quantizer = VectorQuantizer(8, 3, table="frozen", init="file", codebook_file=str(tmp_path / name)).train()
     with pytest.raises(ValueError, match=message):
         run(quantizer, torch.randn(4, 3))
 
@@ -557,11 +559,16 @@ def test_a_dual_codebook_chooses_by_both_parts_and_returns_both():
 
 
 def test_published_initial_tables_have_their_scale():
-    assert VectorQuantizer(1000, 16).table.detach().std() == pytest.approx(1, rel=0.02)
+    assert VectorQuantizer(1000, 16, init="normal").table.detach().std() == pytest.approx(1, rel=0.02)
     assert VectorQuantizer(1000, 16, init="scaled_normal").table.detach().std() == pytest.approx(
         1 / math.sqrt(16), rel=0.02
     )
     assert VectorQuantizer(1000, 16, init="uniform").table.detach().abs().max() == pytest.approx(1 / 1000, rel=0.01)
+
+
+def test_the_default_table_is_that_of_the_yaml():
+    config = OmegaConf.load("configs/quantizer/vq.yaml")
+    assert torch.equal(VectorQuantizer(16, 4).table, VectorQuantizer(16, 4, init=config.init).table)
 
 
 def test_rare_codes_are_averages_with_smoothed_sizes():

@@ -20,7 +20,7 @@ from vistok.encoder.base import Encoder
 from vistok.layers import ResidualBlock, Upsample, normalisation
 from vistok.quantizer.base import Quantized, check_features
 from vistok.quantizer.stages import CompositeQuantizer, Template, check_count, check_length
-from vistok.tokenizer import Projection, Tokenizer
+from vistok.tokenizer import Projection, Size, Tokenizer, refuse_quantized
 
 
 class LevelQuantizer(CompositeQuantizer):
@@ -222,7 +222,7 @@ class HierarchicalTokenizer(Tokenizer):
         return self.encoder.factor * 2 ** (self.levels - 1)
 
     @override
-    def grid(self, size: Sequence[int] | None = None) -> tuple[int, ...]:
+    def grid(self, size: Size | None = None) -> tuple[int, ...]:
         """Shape of the feature grid of the finest level for an image of `size` pixels."""
         size = self._size(size)
         grid = super().grid(size)
@@ -277,7 +277,7 @@ class HierarchicalTokenizer(Tokenizer):
     def decode(
         self,
         codes: Float[Tensor, "b d length"],
-        size: Sequence[int] | None = None,
+        size: Size | None = None,
         texts: Float[Tensor, "b m t"] | None = None,
     ) -> Float[Tensor, "b c *size"]:
         """Images ``(b c H W)`` of the codes of all or of the first levels, not clamped.
@@ -290,6 +290,7 @@ class HierarchicalTokenizer(Tokenizer):
         Raises:
             ValueError: If the codes end within a level of an image of this size.
         """
+        refuse_quantized(codes, "codes")
         size = self._size(size)
         height, width = grid = self.grid(size)
         present = self.quantizer.split(codes, 2, grid)

@@ -22,6 +22,13 @@ log = logging.getLogger(__name__)
 PROJECTIONS = ("linear", "conv3x3", "none")
 # Lengths that an error lists one by one.
 MAX_NAMED = 16
+# Images in [-1, 1] overshoot a little; 0 to 255 goes far beyond.
+MAX_PIXEL = 10
+# Axes of the features of one image, by layout.
+AXES = {"sequence": ("n",), "image": ("h", "w"), "video": ("t", "h", "w")}
+
+# Image size in pixels: ``(H, W)``, ``(T, H, W)`` of a video, or the side of a square.
+Size = int | Sequence[int]
 
 
 class Projection(nn.Linear):
@@ -81,6 +88,12 @@ class Reconstruction(NamedTuple):
     images: Float[Tensor, "b c *size"]
     quantized: Quantized
     features: Float[Tensor, "b d *grid"]
+
+
+def refuse_quantized(value: Any, field: str) -> None:
+    """Raise a ValueError if what `Tokenizer.encode` returns stands in the place of one of its fields."""
+    if isinstance(value, Quantized):
+        raise ValueError(f"got all that encode returns where its {field} are expected: pass quantized.{field}")
 
 
 def refuse_unequal(encoder: Encoder, decoder: Decoder) -> None:
@@ -197,14 +210,15 @@ class Tokenizer(Configurable, nn.Module):
         """Quantize images.
 
         Args:
-            images: ``(b c H W)`` in [-1, 1]; H and W are multiples of `factor`.
+            images: ``(b c H W)`` in [-1, 1]; H and W are multiples of `factor`. In evaluation values far outside are
+                refused, in training they are not looked at.
             labels: Only for class-specific quantizers.
             length: Keep only the first parts of each code: tokens of a sequence, depths of a residual stack, groups,
                 scales of a pyramid. The losses are those of the whole code.
 
         Raises:
-            ValueError: If the images have another layout, number of channels, dtype or size, or `length` is given in
-                training mode, for codes of one fixed length, or outside 1 to their number of parts.
+            ValueError: If the images have another layout, number of channels, dtype, range or size, or `length` is
+                given in training mode, for codes of one fixed length, or outside 1 to their number of parts.
         """
         quantized, _ = self._quantize(images, labels)
         if length is None:
@@ -245,6 +259,14 @@ class Tokenizer(Configurable, nn.Module):
         if images.ndim < 4 or images.shape[1] != self.channels:
             raise ValueError(f"images must be (b, {self.channels}, H, W), got {tuple(images.shape)}")
         self.grid(images.shape[2:])
+        # In training it would cost a device synchronisation in every step, and in a compiled graph a break.
+        if not self.training and images.numel() and not torch.compiler.is_compiling():
+            low, high = images.detach().aminmax()
+            if max(-low, high) > MAX_PIXEL:
+                raise ValueError(
+                    f"images must be floats in [-1, 1], got values from {low:.4g} to {high:.4g}: for images from 0 to "
+                    "255 use images / 127.5 - 1"
+                )
         return self.encoder(images)
 
     @torch.no_grad()
@@ -272,34 +294,35 @@ class Tokenizer(Configurable, nn.Module):
     def decode(
         self,
         codes: Float[Tensor, "b d *grid"],
-        size: Sequence[int] | None = None,
+        size: Size | None = None,
         texts: Float[Tensor, "b m t"] | None = None,
     ) -> Float[Tensor, "b c *size"]:
         """Images ``(b c H W)`` of codes, not clamped.
 
         Args:
             codes: As `encode` returns them.
-            size: Image size in pixels; default: grid times factor. A sequence of codes does not tell the size of its
-                image: there it defaults to the training size.
+            size: Image size in pixels, an int for a square; default: grid times factor. A sequence of codes does not
+                tell the size of its image: there it defaults to the training size.
             texts: Features of a text for each image, for decoders that take them, see `decoder.text_dim`.
         """
-        if size is None and self.decoder.layout == "sequence":
-            size = self._size(None)
+        refuse_quantized(codes, "codes")
+        if size is not None or self.decoder.layout == "sequence":
+            size = self._size(size)
         # A decoder in half precision takes the codes of a codebook that stays in float32.
         codes = codes.to(next(self.decoder.parameters(), codes).dtype)
         return self._decode(self.from_codes(codes), codes, size, texts)
 
     def _decode(
-        self, features: Tensor, codes: Tensor, size: Sequence[int] | None, texts: Tensor | None
+        self, features: Tensor, codes: Tensor, size: tuple[int, ...] | None, texts: Tensor | None
     ) -> Float[Tensor, "b c *size"]:
         self.decoder.check_texts(texts)
         more = {} if texts is None else {"texts": texts}
-        return self.decoder(features, codes=codes, size=tuple(size) if size is not None else None, **more)
+        return self.decoder(features, codes=codes, size=size, **more)
 
     def decode_indices(
         self,
         indices: Int[Tensor, "..."],
-        size: Sequence[int] | None = None,
+        size: Size | None = None,
         texts: Float[Tensor, "b m t"] | None = None,
     ) -> Float[Tensor, "b c *size"]:
         """Images of indices, as `encode` returns them.
@@ -312,31 +335,32 @@ class Tokenizer(Configurable, nn.Module):
             texts: As for `decode`.
 
         Raises:
-            ValueError: If an index is outside its codebook.
+            ValueError: If an index is outside its codebook, or the indices are flattened (see `unflatten`) or have no
+                batch axis.
         """
         self._refuse_continuous("decode_indices")
         return self.decode(self.indices_to_codes(indices, size), size, texts)
 
-    def indices_to_codes(
-        self, indices: Int[Tensor, "..."], size: Sequence[int] | None = None
-    ) -> Float[Tensor, "b d *grid"]:
+    def indices_to_codes(self, indices: Int[Tensor, "..."], size: Size | None = None) -> Float[Tensor, "b d *grid"]:
         """Codes of indices; equal to the codes `encode` returns in evaluation."""
         self._refuse_continuous("indices_to_codes")
+        refuse_quantized(indices, "indices")
+        self._check_axes(indices)
         # The shape of the indices says the grid, except where the scales of a pyramid follow one another.
         if size is None and self.default_size is not None and self.scale_lengths(self.grid()):
             size = self.default_size
         return self.quantizer.indices_to_codes(indices, self.grid(size) if size is not None else None)
 
-    def grid(self, size: Sequence[int] | None = None) -> tuple[int, ...]:
+    def grid(self, size: Size | None = None) -> tuple[int, ...]:
         """Shape of the feature grid of an image of `size` pixels; ValueError if the size is not allowed."""
         return self.encoder.grid(self._size(size))
 
-    def sequence_length(self, size: Sequence[int] | None = None) -> int:
+    def sequence_length(self, size: Size | None = None) -> int:
         """Number of integers that describe an image of `size` pixels."""
         self._refuse_continuous("sequence_length")
         return math.prod(self.quantizer.indices_shape(self.grid(size)))
 
-    def bits_per_pixel(self, size: Sequence[int] | None = None) -> float:
+    def bits_per_pixel(self, size: Size | None = None) -> float:
         """Bits of the codes of one image over its number of pixels, without entropy coding."""
         size = self._size(size)
         return self.quantizer.total_bits(self.grid(size)) / math.prod(size)
@@ -363,12 +387,13 @@ class Tokenizer(Configurable, nn.Module):
                 ``sum(codebook_sizes)`` ids. Otherwise ids are raw, per codebook.
         """
         self._refuse_continuous("flatten")
+        refuse_quantized(indices, "indices")
         if offsets and self.quantizer.num_codebooks > 1:
             indices = indices + self._offsets(indices)
         return indices.flatten(1)
 
     def unflatten(
-        self, ids: Int[Tensor, "b length"], size: Sequence[int] | None = None, offsets: bool = False
+        self, ids: Int[Tensor, "b length"], size: Size | None = None, offsets: bool = False
     ) -> Int[Tensor, "b ..."]:
         """Inverse of `flatten` for images of `size` pixels (default: the training size).
 
@@ -408,11 +433,33 @@ class Tokenizer(Configurable, nn.Module):
         sizes = torch.tensor((0, *self.quantizer.codebook_sizes[:-1]), device=indices.device)
         return sizes.cumsum(0)[: indices.shape[-1]]
 
-    def _size(self, size: Sequence[int] | None) -> tuple[int, ...]:
+    def _size(self, size: Size | None) -> tuple[int, ...]:
+        if isinstance(size, int):
+            return size, size
         size = tuple(size) if size is not None else self.default_size
         if size is None:
             raise ValueError("this tokenizer has no training size in its preprocessing: pass size=(H, W)")
         return size
+
+    def _check_axes(self, indices: Tensor) -> None:
+        """Raise a ValueError if indices are still flattened, or lack the batch axis."""
+        grid, depth = AXES[self.encoder.layout], ("depth",) * (self.quantizer.num_codebooks > 1)
+        if len(self.quantizer.indices_shape((2,) * len(grid))) != len(grid) + len(depth):
+            grid = ("length",)
+        # The first frame of a video alone is an image.
+        allowed = [("b", *grid, *depth)] + [("b", *grid[1:], *depth)] * (len(grid) == 3)
+        if indices.ndim in map(len, allowed):
+            return
+        hints = []
+        if indices.ndim < len(allowed[-1]):
+            if len(allowed[-1]) > 2:
+                size = "T, H, W" if self.encoder.layout == "video" else "H, W"
+                hints.append(f"call unflatten(ids, size=({size})) first if they are flattened")
+            hints.append("add the batch axis by indices[None] if they are of one image")
+        raise ValueError(
+            f"indices must be {' or '.join('(' + ', '.join(axes) + ')' for axes in allowed)}, got "
+            f"{tuple(indices.shape)}" + (": " + ", ".join(hints) if hints else "")
+        )
 
     def _refuse_continuous(self, what: str) -> None:
         if not self.quantizer.codebook_sizes:

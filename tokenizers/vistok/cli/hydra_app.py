@@ -75,7 +75,7 @@ def import_plugins(names: Sequence[str]) -> None:
             import_from_here(name)
         except ImportError as error:
             raise ValueError(
-                f"plugins: {name} cannot be imported ({error}): name a module that is installed or lies in this folder, "
+                f"plugins: {name} cannot be imported ({error}): name a module that is installed or in this folder, "
                 "such as my_quantizer for my_quantizer.py"
             ) from error
 
@@ -143,7 +143,7 @@ def _explain_override(error: ConfigCompositionException, config_name: str) -> st
     return "; ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
-def _hint(node: Any, where: str, key: str, choices: dict[str, str]) -> str:
+def _hint(node: Any, where: str, key: str, choices: dict[str, Any]) -> str:
     """What to write in place of a setting that another member of the group has; empty if nothing is known."""
     if key == "codebook_size" and isinstance(node, dict):
         name = str(node.get("_target_")).rpartition(".")[2]
@@ -199,6 +199,8 @@ def check_settings(config: DictConfig, config_name: str) -> None:
             continue
         defaults = OmegaConf.to_container(OmegaConf.load(file))
         assert isinstance(defaults, dict)
+        if node.get("_target_") != defaults.get("_target_"):  # another class, with arguments of its own
+            continue
         _check_types(node, defaults, f"{group.replace('/', '.')}.")
         keys = [str(key) for key in node if key not in defaults and f"{group}.{key}" not in given]
         if keys and group in ("encoder", "quantizer", "decoder"):
@@ -239,7 +241,7 @@ def similar(name: str, allowed: list[str]) -> str:
     return f". Did you mean {close[0]}?" if close else ""
 
 
-def _composed_without(key: str, config_name: str) -> tuple[Any, dict[str, str]]:
+def _composed_without(key: str, config_name: str) -> tuple[Any, dict[str, Any]]:
     """The config composed from those overrides of the command line that choose groups, and all choices.
 
     It shows which keys exist.

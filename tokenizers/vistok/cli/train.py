@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from vistok.cli.hydra_app import command_line, run
+from vistok.cli.hydra_app import command_line, run, similar
 
 
 def main() -> None:
@@ -29,6 +29,7 @@ def task(config: DictConfig) -> dict[str, Any]:
     else:
         from vistok.training.run import train
 
+    check_optimizer(config.optimizer.get("opt"))
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         return train(config, folder, command_line())
@@ -36,6 +37,16 @@ def task(config: DictConfig) -> dict[str, Any]:
         resume = f"{command_line(without='ckpt')} {shlex.quote(f'ckpt={interruption.checkpoint}')}"
         sys.stderr.write(f"\n{interruption}\nresume with: {resume}\n")
         sys.exit(interruption.exit_code)
+
+
+def check_optimizer(name: str | None) -> None:
+    """Raise a ValueError if timm has no optimiser of that name; None is one of another library."""
+    from timm.optim import list_optimizers
+
+    known = [str(each) for each in list_optimizers()]
+    # `lookahead_adamw` is adamw with look-ahead.
+    if name is not None and name.lower().rpartition("_")[2] not in known:
+        raise ValueError(f"timm has no optimizer.opt={name}: see timm.optim.list_optimizers(){similar(name, known)}")
 
 
 def refuse_existing_folder() -> None:
@@ -50,10 +61,13 @@ def refuse_existing_folder() -> None:
     ]
     rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
     if given and rank == "0" and (Path(given[-1]) / "run.json").exists():
-        last = Path(given[-1]) / "checkpoints" / "last.ckpt"
-        hint = f"resume that run with ckpt={last}" if last.exists() else "it has no checkpoint to resume from"
-        sys.stderr.write(f"error: {given[-1]} holds a run already: choose another hydra.run.dir; {hint}\n")
-        sys.exit(2)
+        from vistok.training.run import refuse_existing_run
+
+        try:
+            refuse_existing_run(Path(given[-1]))
+        except FileExistsError as error:
+            sys.stderr.write(f"error: {error}\n")
+            sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -65,8 +65,11 @@ class Decoder(Configurable, nn.Module, ABC):
         """Size in pixels that features of shape `grid` decode to.
 
         Raises:
-            ValueError: If `size` is given and is another.
+            ValueError: If `size` is given and is another, or the grid has another number of axes.
         """
+        if len(grid) != 2 and not (self.layout == "video" and len(grid) == 3):
+            axes = "(b, e, t, h, w) or (b, e, h, w)" if self.layout == "video" else "(b, e, h, w)"
+            raise ValueError(f"{type(self).__name__} takes features {axes}, got a grid {tuple(grid)}")
         *frames, height, width = grid
         expected = *((count - 1) * self.time_factor + 1 for count in frames), height * self.factor, width * self.factor
         if size is not None and tuple(size) != expected:

@@ -1,4 +1,4 @@
-"""The game of a tokenizer and a discriminator.
+"""Adversarial loss of a tokenizer and a discriminator.
 
 I. Goodfellow et al.: Generative Adversarial Networks, https://arxiv.org/abs/1406.2661; for tokenizers P. Esser,
 R. Rombach, B. Ommer: Taming Transformers for High-Resolution Image Synthesis, https://arxiv.org/abs/2012.09841.

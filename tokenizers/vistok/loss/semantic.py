@@ -62,7 +62,8 @@ class _DenseTerm(LatentTerm):
         if len(grid) != targets.ndim - 2:
             raise ValueError(
                 f"{type(self).__name__} compares position by position: the teacher has a grid of "
-                f"{tuple(targets.shape[2:])}, the tokenizer {tuple(grid)}. Use FeatureContrast for tokens of no place"
+                f"{tuple(targets.shape[2:])}, the tokenizer {tuple(grid)}. Use FeatureContrast for tokens without "
+                "positions"
             )
         return F.interpolate(targets, size=tuple(grid), mode="area")
 

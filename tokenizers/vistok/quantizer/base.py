@@ -254,7 +254,11 @@ class PositionwiseQuantizer(Quantizer):
 def check_features(features: Tensor, dim: int, name: str, *, finite: bool) -> None:
     """Refuse features with a wrong number of channels or, if asked, with a value that is not finite."""
     if features.ndim < 3 or features.shape[1] != dim:
-        raise ValueError(f"{name} takes features (b, {dim}, *grid), got {tuple(features.shape)}")
+        last = features.ndim > 2 and features.shape[-1] == dim
+        raise ValueError(
+            f"{name} takes features (b, {dim}, *grid), got {tuple(features.shape)}"
+            + (": channels come second here, pass features.movedim(-1, 1)" if last else "")
+        )
     # In training a non-finite value is left to the training loop, which skips the step: a check here would cost a
     # device synchronisation in every step.
     # A compiled graph would break at the check, so it is left out there too.

@@ -105,11 +105,13 @@ class FSQ(PositionwiseQuantizer):
             raise ValueError(f"bound must be one of {', '.join(BOUNDS)}; got {bound!r}")
         # With two levels the shift of the other forms would be as large as their range.
         fewest = 2 if form == "symmetric" else 3
-        levels = tuple(levels) if isinstance(levels, Sequence) else (levels,)
-        if not levels or any(type(level) is not int or level < fewest for level in levels):
+        listed = isinstance(levels, Sequence) and not isinstance(levels, str)
+        if not listed or not levels or any(type(level) is not int or level < fewest for level in levels):
             raise ValueError(
-                f"levels must be a list of integers of at least {fewest}, such as [8,5,5,5]; got {list(levels)}"
+                f"levels must be a list of integers of at least {fewest}, such as [8,5,5,5]; got "
+                f"{list(levels) if listed else repr(levels)}"
             )
+        levels = tuple(levels)
         if max(levels) > MAX_LEVELS:
             raise ValueError(f"float32 separates at most {MAX_LEVELS} levels of a channel, got {max(levels)}")
         if form == "symmetric":

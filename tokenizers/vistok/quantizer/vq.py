@@ -2,12 +2,11 @@
 
 Every published vector quantizer is a point in this space, and its yaml in ``configs/quantizer`` says which:
 
-1. table: free vectors learned by gradient, moved by averages of the features, or frozen,
-   seen directly or through a projection;
-2. distance: Euclidean, cosine, dot product, or the scores of a learned linear layer;
-3. assignment: nearest code, optimal transport, or Gumbel sampling;
-4. gradient: straight-through, rotation trick, soft one-hot, or none;
-5. update: gradient of the codebook loss, or moving averages (it follows from the table);
+1. table: free vectors that are learned by gradient, moved by averages of the features, or frozen;
+2. projection between the table and the codebook: none, linear, or a bridge;
+3. distance: Euclidean, cosine, dot product, or the scores of a learned linear layer;
+4. assignment: nearest code, optimal transport, or Gumbel sampling;
+5. gradient: straight-through, rotation trick, soft one-hot, or none;
 6. revival of dead codes: none, random features, or the anchors of CVQ.
 
 Sources: A. van den Oord et al., https://arxiv.org/abs/1711.00937 (losses, eq. 3; moving averages, appendix A.1);
@@ -98,8 +97,8 @@ class VectorQuantizer(PositionwiseQuantizer):
         sinkhorn_iterations: Iterations of optimal transport; default 5.
         sinkhorn_epsilon: Entropic regularisation of optimal transport; default 0.1.
         max_memory: MiB that optimal transport may take; with enough for the cost matrix it is faster. Default 256.
-        init: Table before the first step. ``normal`` N(0, 1), ``scaled_normal`` N(0, 1/dim), ``sphere``
-            uniform on the unit sphere, ``uniform`` U(-1/K, 1/K), ``batch`` random features of the first training batch,
+        init: Table before the first step. ``uniform`` U(-1/K, 1/K) (default), ``normal`` N(0, 1), ``scaled_normal``
+            N(0, 1/dim), ``sphere`` uniform on the unit sphere, ``batch`` random features of the first training batch,
             ``kmeans`` their clusters, ``file``.
         codebook_file: ``.safetensors`` with one tensor or ``.npy``, of shape ``(K, table_dim)``; for ``init="file"``.
             Read before the first training step; a saved bundle does not need it.
@@ -149,7 +148,7 @@ class VectorQuantizer(PositionwiseQuantizer):
         sinkhorn_iterations: int | None = None,
         sinkhorn_epsilon: float | None = None,
         max_memory: int | None = None,
-        init: str = "normal",
+        init: str = "uniform",
         codebook_file: str | None = None,
         kmeans_iterations: int | None = None,
         table_dim: int | None = None,
@@ -179,30 +178,36 @@ class VectorQuantizer(PositionwiseQuantizer):
         learns = table == "learned" or projection != "none"
         ema, soft, entropy = table == "ema", gradient == "soft", bool(entropy_weight)
         option = self._option
-        codebook_weight = option("codebook_weight", codebook_weight, learns, 1.0)
-        soft_weight = option("soft_weight", soft_weight, soft, 0.0)
-        diversity = option("diversity", diversity, entropy, 1.0)
-        self.entropy_temperature = option("entropy_temperature", entropy_temperature, entropy, 0.01)
-        self.average = option("average", average, ema, "sums")
-        self.decay = option("decay", decay, ema or revival != "none", 0.99)
-        self.eps = option("eps", eps, ema and self.average == "sums", 1e-5)
-        self.revive_below = option("revive_below", revive_below, revival == "random", 0.1)
-        self.temperature = option("temperature", temperature, soft, 1.0)
-        self.sinkhorn_iterations = option("sinkhorn_iterations", sinkhorn_iterations, assignment == "sinkhorn", 5)
-        self.sinkhorn_epsilon = option("sinkhorn_epsilon", sinkhorn_epsilon, assignment == "sinkhorn", 0.1)
-        self.max_memory = option("max_memory", max_memory, assignment == "sinkhorn", 256)
-        self.codebook_file = option("codebook_file", codebook_file, init == "file", None)
-        self.kmeans_iterations = option("kmeans_iterations", kmeans_iterations, init == "kmeans", 10)
-        table_width: int = option("table_dim", table_dim, projection == "linear", dim) or dim
-        projection_bias = option("projection_bias", projection_bias, projection == "linear", True)
+        codebook_weight = option("codebook_weight", codebook_weight, learns, 1.0, "table=learned or a projection")
+        soft_weight = option("soft_weight", soft_weight, soft, 0.0, "gradient=soft")
+        diversity = option("diversity", diversity, entropy, 1.0, "an entropy_weight")
+        self.entropy_temperature = option(
+            "entropy_temperature", entropy_temperature, entropy, 0.01, "an entropy_weight"
+        )
+        self.average = option("average", average, ema, "sums", "table=ema")
+        self.decay = option("decay", decay, ema or revival != "none", 0.99, "table=ema or a revival")
+        self.eps = option("eps", eps, ema and self.average == "sums", 1e-5, "table=ema with average=sums")
+        self.revive_below = option("revive_below", revive_below, revival == "random", 0.1, "revival=random")
+        self.temperature = option("temperature", temperature, soft, 1.0, "gradient=soft")
+        sinkhorn, needed = assignment == "sinkhorn", "assignment=sinkhorn"
+        self.sinkhorn_iterations = option("sinkhorn_iterations", sinkhorn_iterations, sinkhorn, 5, needed)
+        self.sinkhorn_epsilon = option("sinkhorn_epsilon", sinkhorn_epsilon, sinkhorn, 0.1, needed)
+        self.max_memory = option("max_memory", max_memory, sinkhorn, 256, needed)
+        self.codebook_file = option("codebook_file", codebook_file, init == "file", None, "init=file")
+        self.kmeans_iterations = option("kmeans_iterations", kmeans_iterations, init == "kmeans", 10, "init=kmeans")
+        linear = projection == "linear"
+        table_width: int = option("table_dim", table_dim, linear, dim, "projection=linear") or dim
+        projection_bias = option("projection_bias", projection_bias, linear, True, "projection=linear")
         bridge = {
-            name: option(f"bridge_{name}", value, projection == "bridge", default)
+            name: option(f"bridge_{name}", value, projection == "bridge", default, "projection=bridge")
             for name, value, default in (
                 ("patch", bridge_patch, 4),
                 ("width", bridge_width, 256),
                 ("depth", bridge_depth, 2),
             )
         }
+        if init == "file" and not self.codebook_file:
+            raise ValueError("init=file needs codebook_file=PATH, a .safetensors or .npy file with the table")
         for name, value, low in (
             ("codebook_size", codebook_size, 2),
             ("dim", dim, 1),
@@ -289,14 +294,14 @@ class VectorQuantizer(PositionwiseQuantizer):
         if starts_later:
             self.register_load_state_dict_post_hook(lambda module, _: setattr(module, "_known_initialised", False))
 
-    def _option(self, name: str, value: Any, used: bool, default: Any) -> Any:
+    def _option(self, name: str, value: Any, used: bool, default: Any, needs: str) -> Any:
         """Value of an option, its default, or None if no choice uses it; an error if it is given in vain."""
         if used:
             return default if value is None else value
-        if value in (None, 0):
+        # A loss of weight zero is off.
+        if value is None or (name.endswith("_weight") and value == 0):
             return None
-        choices = ", ".join(f"{key}={value}" for key, value in self.choices.items())
-        raise ValueError(f"{name}={value} has no effect here: write {name}=null, or change one of {choices}")
+        raise ValueError(f"{name}={value} has no effect without {needs}: choose that, or write {name}=null")
 
     def _refuse_contradictions(self, table_dim: int, dim: int) -> None:
         choices = self.choices
@@ -607,8 +612,7 @@ class VectorQuantizer(PositionwiseQuantizer):
         self.initialised.fill_(True)
 
     def _read_codebook_file(self) -> Tensor:
-        if self.codebook_file is None:
-            raise ValueError("init=file needs codebook_file=PATH, a .safetensors or .npy file with the table")
+        assert self.codebook_file
         path = Path(self.codebook_file)
         if not path.is_file():
             raise ValueError(f"codebook_file {path} does not exist")

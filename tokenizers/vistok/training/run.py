@@ -385,7 +385,7 @@ def find_checkpoint(ckpt: str | None, folder: Path) -> Path | None:
         if ckpt == "auto":
             return None
         raise FileNotFoundError(
-            f"ckpt={path} is not a file: pass a run folder or a file in its checkpoints/, or leave ckpt out to start anew"
+            f"ckpt={path} is not a file: pass a run folder or one of its checkpoints, or leave ckpt out to start anew"
         )
     read_checkpoint(path, "ckpt")
     return path
