@@ -41,7 +41,7 @@ def task(config: DictConfig) -> dict[str, Any]:
 
 def check_optimizer(name: str | None) -> None:
     """Raise a ValueError if timm has no optimiser of that name; None is one of another library."""
-    from timm.optim import list_optimizers
+    from timm.optim import list_optimizers  # pyright: ignore[reportPrivateImportUsage]
 
     known = [str(each) for each in list_optimizers()]
     # `lookahead_adamw` is adamw with look-ahead.
