@@ -22,8 +22,8 @@ def find_weights(name: str, folder: str | Path | None = None) -> Path:
     """
     folder = folder if folder is not None else os.environ.get(WEIGHTS_VARIABLE)
     advice = (
-        "name a folder that has it by weights= (of a training loss: loss.lpips_weights=) or, for all, by the environment "
-        f"variable {WEIGHTS_VARIABLE}; `vistok weights FOLDER` fetches the usual files"
+        "name a folder that has it by weights= (of a training loss: loss.lpips_weights=) or, for all, by the "
+        f"environment variable {WEIGHTS_VARIABLE}; `vistok weights FOLDER` fetches the usual files"
     )
     if not folder:
         raise WeightsNotFoundError(f"no folder was given for {name}: {advice}")
