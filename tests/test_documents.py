@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -75,3 +76,13 @@ def test_documented_imports_exist(page):
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith("vistok"):
                 missing = [name.name for name in node.names if not exists(str(node.module), name.name)]
                 assert not missing, f"{node.module} has no {missing}"
+
+
+def test_the_code_for_those_who_come_from_another_library_runs():
+    pytest.importorskip("vector_quantize_pytorch")
+    names = {"features": torch.randn(2, 100, 16)}
+    theirs, ours = blocks(ROOT / "docs" / "migrating.md", "python")
+    exec(theirs, names)
+    exec(ours, names)
+    assert names["q"].codes.shape == names["quantized"].mT.shape
+    assert names["q"].indices.shape == names["indices"].shape
