@@ -215,7 +215,7 @@ def test_a_checkpoint_of_another_data_order_is_refused(tiny, monkeypatch, overri
         train(config, other)
 
 
-@pytest.mark.parametrize("override", ["optimizer.lr=0.5", "scheduler.warmup_steps=1", "optimizer=lion"])
+@pytest.mark.parametrize("override", ["optimizer.lr=0.5", "scheduler.reference_batch=64", "optimizer=lion"])
 def test_other_settings_of_the_optimiser_are_not_ignored_in_silence(tiny, monkeypatch, override):
     config, folder = tiny("run")
     checkpoint = interrupted(config, folder, 3, monkeypatch).checkpoint
@@ -227,12 +227,12 @@ def test_other_settings_of_the_optimiser_are_not_ignored_in_silence(tiny, monkey
 def test_other_settings_that_a_resumed_run_follows_are_told(tiny, monkeypatch, caplog):
     config, folder = tiny("run")
     checkpoint = interrupted(config, folder, 3, monkeypatch).checkpoint
-    config, other = tiny("other", "loss.l1=0.25", f"ckpt={checkpoint}")
+    config, other = tiny("other", "loss.l1=0.25", "scheduler.warmup_steps=1", f"ckpt={checkpoint}")
     with caplog.at_level("INFO"):
         train(config, other)
     told = [message for message in caplog.messages if message.startswith("going on from step 3")]
     assert len(told) == 1
-    assert re.search(r"\(checkpoint / now\): loss.l1=\S+ / 0.25$", told[0])
+    assert re.search(r"\(checkpoint / now\): loss.l1=\S+ / 0.25; scheduler.warmup_steps=\d+ / 1$", told[0])
 
 
 def test_a_checkpoint_that_does_not_exist_is_named(tiny):

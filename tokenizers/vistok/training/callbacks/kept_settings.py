@@ -13,16 +13,22 @@ from vistok.training.checkpoint import differences
 
 log = logging.getLogger(__name__)
 
-# What a resumed optimiser goes on with is in its state: other values would be recorded and have no effect.
-RESTORED = ("optimizer", "scheduler")
-COMPARED = (*RESTORED, "loss", "module", "discriminator", "trainer")
+COMPARED = ("optimizer", "scheduler", "loss", "module", "discriminator", "trainer")
+# What a resumed optimiser goes on with, its learning rates at their peak included, is in its state: other values would be
+# recorded and have no effect. The form of the schedule is that of the run.
+RESTORED = (
+    "optimizer.",
+    "scheduler.reference_batch",
+    "scheduler.batch_scaling",
+    *(f"discriminator.adversarial.{name}=" for name in ("lr", "betas", "weight_decay")),
+)
 
 
 class KeptSettings(Callback):
     """Keeps settings in checkpoints, and compares those of a run with the ones of the checkpoint that it goes on from.
 
-    Other settings of the optimiser or the schedule are refused: both continue with those of the checkpoint. All others
-    are followed, and said.
+    Other settings of the optimiser are refused, since it continues with those of the checkpoint. All others are
+    followed, and said.
 
     Args:
         config: Of the run.
@@ -46,7 +52,7 @@ class KeptSettings(Callback):
         """Compare the settings.
 
         Raises:
-            ValueError: If the optimiser or its schedule is set otherwise.
+            ValueError: If the optimiser is set otherwise.
         """
         saved = json.loads(checkpoint.get("vistok_settings", "null"))
         if saved is None:  # of before settings were kept
@@ -54,8 +60,8 @@ class KeptSettings(Callback):
         changed = list(differences(saved, self.settings))
         if lost := [change for change in changed if change.startswith(RESTORED)]:
             raise ValueError(
-                "a resumed run goes on with the optimiser and the schedule of its checkpoint, these would have no "
-                "effect: leave them out, or begin a new training from its weights by pretrained.load=RUN. "
+                "a resumed run goes on with the optimiser of its checkpoint, these would have no effect: leave them "
+                "out, or begin a new training from its weights by pretrained.load=RUN. "
                 "Checkpoint / now: " + "; ".join(lost)
             )
         log.info(
