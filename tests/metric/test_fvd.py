@@ -79,7 +79,7 @@ def test_file_is_found_by_its_path_or_in_the_folder_of_weights(file, monkeypatch
 def test_missing_file_names_both_ways_to_give_it(tmp_path, monkeypatch):
     monkeypatch.delenv("VISTOK_WEIGHTS", raising=False)
     for weights in (None, tmp_path):
-        with pytest.raises(WeightsNotFoundError, match=rf"VISTOK_WEIGHTS .*; or write fvd=/path/to/{I3D_FILE}"):
+        with pytest.raises(WeightsNotFoundError, match=rf"VISTOK_WEIGHTS.*; or write fvd=/path/to/{I3D_FILE}"):
             I3D(weights=weights)
 
 
