@@ -14,8 +14,8 @@ from vistok.training.checkpoint import differences
 log = logging.getLogger(__name__)
 
 COMPARED = ("optimizer", "scheduler", "loss", "module", "discriminator", "trainer")
-# What a resumed optimiser goes on with, its learning rates at their peak included, is in its state: other values would be
-# recorded and have no effect. The form of the schedule is that of the run.
+# What a resumed optimiser goes on with, its learning rates at their peak included, is in its state: other values would
+# be recorded and have no effect. The form of the schedule is that of the run.
 RESTORED = (
     "optimizer.",
     "scheduler.reference_batch",
