@@ -18,7 +18,9 @@ def check(*overrides, name="train"):
     HydraConfig.instance().set_config(config)
     OmegaConf.set_struct(config, False)
     del config["hydra"]
+    before = OmegaConf.to_container(config)
     check_settings(config, name)
+    return before, OmegaConf.to_container(config)
 
 
 @pytest.mark.parametrize(
@@ -65,13 +67,24 @@ def test_settings_of_an_experiment_for_another_choice_are_named_with_how_to_leav
     ],
     ids=str,
 )
-def test_what_is_possible_passes(overrides):
-    check(*overrides)
+def test_what_is_possible_passes_as_it_is(overrides):
+    before, after = check(*overrides)
+    assert before == after
+    for override in overrides:
+        key, value = override.lstrip("+").split("=", 1)
+        if key == "experiment":
+            assert HydraConfig.get().runtime.choices.experiment == value
+        else:
+            assert OmegaConf.select(OmegaConf.create(after), key) == OmegaConf.select(
+                OmegaConf.merge(before, OmegaConf.from_dotlist([override.lstrip("+")])), key
+            )
 
 
 @pytest.mark.parametrize("name", ["eval", "export_tokens", "probe", "sample"])
-def test_the_defaults_of_every_program_pass(name):
-    check(name=name)
+def test_the_defaults_of_every_program_pass_as_they_are(name):
+    before, after = check(name=name)
+    assert before == after
+    assert after["plugins"] == []
 
 
 @pytest.mark.parametrize(

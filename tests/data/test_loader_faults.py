@@ -109,9 +109,11 @@ def test_program_ends_though_its_loader_is_alive(tmp_path):
     program = (
         "import sys; from vistok.data import ImageFolderData\n"
         "data = ImageFolderData(sys.argv[1], image_size=8, batch_size=1, num_workers=1)\n"
-        "batches = iter(data.train_dataloader()); next(batches)"
+        "batches = iter(data.train_dataloader()); print(len(next(batches)['keys']), flush=True)"
     )
-    subprocess.run([sys.executable, "-c", program, str(tmp_path / "root")], check=True, timeout=300)
+    command = [sys.executable, "-c", program, str(tmp_path / "root")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (result.returncode, result.stdout) == (0, "1\n"), result.stderr
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, FileNotFoundError])

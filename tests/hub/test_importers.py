@@ -586,7 +586,7 @@ def test_convert_reports_what_is_wrong_in_one_line(tmp_path, monkeypatch, capsys
     torch.save(llamagen_like(), tmp_path / "model.pt")
     with pytest.raises(SystemExit, match="2"):
         run_command(monkeypatch, capsys, "convert", tmp_path / "model.pt", tmp_path)
-    assert "choose another folder, or pass --overwrite to replace it" in capsys.readouterr().err
+    assert "choose another folder, or replace it (overwrite=True, --overwrite)" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("_main_module")

@@ -237,6 +237,10 @@ def test_a_resumed_training_equals_one_that_was_not_stopped(tmp_path, tokens, co
     resumed = train_prior(compose(tokens, *options, "trainer.max_steps=8", f"ckpt={checkpoint}"), tmp_path / "resumed")
     assert resumed["train_steps"] == 8
     assert resumed["val_loss"] == whole["val_loss"]
+    other = [*options, "trainer.max_steps=8", f"ckpt={checkpoint}", "optimizer.lr=0.5"]
+    with pytest.raises(ValueError, match=r"these would have no effect: .*optimizer\.lr=\S+ / 0.5"):
+        train_prior(compose(tokens, *other), tmp_path / "other")
+    assert not (tmp_path / "other" / "run.json").exists()  # what was refused does not hold the folder
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def main() -> None:
         origin = origin_of(arguments.source, arguments.family)
         folder = save(tokenizer, arguments.destination, origin=origin, overwrite=arguments.overwrite)
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n".replace("overwrite=True", "--overwrite"))
+        sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
     sys.stdout.write(f"{folder}: {tokenizer.quantizer}\n")
 

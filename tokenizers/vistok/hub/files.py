@@ -56,7 +56,7 @@ def atomic_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise FileExistsError(f"{folder} exists and is a file: choose another folder")
     if folder.exists() and any(folder.iterdir()) and not overwrite:
         raise FileExistsError(
-            f"{folder} exists and is not empty: choose another folder, or pass overwrite=True to replace it"
+            f"{folder} exists and is not empty: choose another folder, or replace it (overwrite=True, --overwrite)"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))

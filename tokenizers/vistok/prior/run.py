@@ -25,8 +25,8 @@ from vistok.training.run import (
     find_checkpoint,
     make_trainer,
     quiet_libraries,
+    recorded,
     refuse_existing_run,
-    write_record,
 )
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,6 @@ def train_prior(config: DictConfig, folder: Path, command: str | None = None) ->
         scheduler=instantiate(config.scheduler, global_batch=global_batch, _convert_="all"),
     )
     if trainer.is_global_zero:
-        write_record(config, folder, command)
         log.info(
             "%.2f M parameters, %d steps per image, %d pictures in %d views, run folder %s",
             sum(parameter.numel() for parameter in prior.parameters()) / 1e6,
@@ -101,7 +100,8 @@ def train_prior(config: DictConfig, folder: Path, command: str | None = None) ->
             len(data.manifest.views),
             folder,
         )
-    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    with recorded(trainer, config, folder, command):
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, WeightEMA):
             callback.apply(module)

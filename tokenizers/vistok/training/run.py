@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -95,9 +97,7 @@ def train(config: DictConfig, folder: Path, command: str | None = None) -> dict[
         text_encoder=text_encoder,
         **OmegaConf.to_container(config.module, resolve=True),  # type: ignore[arg-type]
     )
-    first = not (folder / RECORD_FILE).exists()
     if trainer.is_global_zero:
-        write_record(config, folder, command)
         size = "x".join(map(str, tokenizer.default_size or ()))
         log.info(
             "%s with %s codes per position, %.2f M parameters, %s images, run folder %s",
@@ -107,14 +107,8 @@ def train(config: DictConfig, folder: Path, command: str | None = None) -> dict[
             size,
             folder,
         )
-    try:
+    with recorded(trainer, config, folder, command):
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-    except ValueError:
-        if (
-            trainer.is_global_zero and first and not trainer.global_step
-        ):  # refused: the folder stays free for a next try
-            (folder / RECORD_FILE).unlink()
-        raise
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, WeightEMA):
             callback.apply(module)
@@ -389,6 +383,20 @@ def find_checkpoint(ckpt: str | None, folder: Path) -> Path | None:
         )
     read_checkpoint(path, "ckpt")
     return path
+
+
+@contextmanager
+def recorded(trainer: lightning.Trainer, config: DictConfig, folder: Path, command: str | None) -> Iterator[None]:
+    """Write the record of a run before it trains; one that is refused before its first step leaves the folder free."""
+    first = not (folder / RECORD_FILE).exists()
+    if trainer.is_global_zero:
+        write_record(config, folder, command)
+    try:
+        yield
+    except ValueError:
+        if trainer.is_global_zero and first and not trainer.global_step:
+            (folder / RECORD_FILE).unlink()
+        raise
 
 
 def write_record(config: DictConfig, folder: Path, command: str | None) -> None:
